@@ -272,9 +272,9 @@ def calibration() -> Any:
             ax.plot(steps, shares, style + "-", ms=4, lw=1, c=colour, label=f"{snr_db:g} dB")
         ax.plot((0, 1), (0, 1), c="0.6", lw=1, zorder=0)
         ax.axvline(0.6827, c="0.8", lw=1, zorder=0)
-        ax.set(title=name, xlabel="share foreseen", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        ax.set(title=name, xlabel="nominal level", xlim=(0, 1), ylim=(0, 1), aspect="equal")
         ax.grid(alpha=0.3)
-    axes[0].set_ylabel("share of hits within the bar")
+    axes[0].set_ylabel("share of hits in the interval")
     axes[0].legend(frameon=False, fontsize=8)
     return axes[0]
 
@@ -326,7 +326,7 @@ def room() -> Any:
             outline = middle[:, None] + root @ circle
             label, filled = (name if source == 0 else None), estimate is estimates[-1]
             ax.fill(*outline, fill=filled, fc=colour, ec=colour, lw=1.4, label=label, zorder=2 + filled)
-    ax.plot(*places[:, :2].T.numpy(), "+", c="k", ms=11, mew=0.8, label="true places", zorder=5)
+    ax.plot(*places[:, :2].T.numpy(), "+", c="k", ms=11, mew=0.8, label="true positions", zorder=5)
     for one in made:
         assert one.pose is not None
         corners = one.elements[[0, -1]] * torch.tensor([1.0, 0, 1])

@@ -30,8 +30,11 @@ from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
 from rismusic.io.calibration import PanelCalibration
 from rismusic.nn.spec import TrainSpec
+from rismusic.registry import ESTIMATORS, register_estimator
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import LocateSpec, SystemSpec, read_spec
+from rismusic.spectrum_map import spectrum
+from rismusic.text import spans
 from rismusic.tuning.spec import TuneSpec
 
 SMALL = ["--panel.rows", "4", "--panel.columns", "5", "--codebook.snapshots", "6", "--channel.antennas", "7"]
@@ -134,9 +137,39 @@ def test_locate_by_weights_of_ones_own(samples, capsys, tmp_path):
     write(small, read(samples / "ideal_10dB.h5")[:1])
     args = ["locate", small, "--method", "hybrid", "--sources", 1, "--hybrid.beta", 0.2]
     assert run(*args, "--weights", tmp_path / "none.safetensors") == 2
-    assert "cannot be read: no such file" in capsys.readouterr().err
+    assert "cannot be read: no such file or directory\n" in capsys.readouterr().err
+    assert run(*args, "--weights", "robus") == 2
+    assert "robus: cannot be read: no such file or directory; weights are a file or one of ideal, robust" in (
+        capsys.readouterr().err
+    )
     assert run(*args, "--range-max-m", 11.0) == 0
     assert "scene 0: located by sbl, not by the network: " in capsys.readouterr().err
+
+
+def test_a_warning_of_several_scenes_is_one_line(capsys, tmp_path):
+    simulated = simulate(scenes=4, sources=1, snr_db=20, panel={"rows": 4, "columns": 4})
+    write(tmp_path / "a.h5", simulated)
+    assert run("locate", tmp_path / "a.h5", "--sources", 1, "--sources-max", 5) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "another panel" in line]
+    assert len(said) == 1
+    assert said[0].startswith("scenes 0 to 3: located by sbl")
+
+
+def test_tensors_are_printed_as_their_shapes():
+    recording = simulate(scenes=2, sources=1, panel={"rows": 4, "columns": 4})
+    found = spectrum(recording, method="music", n_sources=1)
+    shapes = [f"{name}={list(getattr(found, name).shape)}" for name in ("values", "azimuth_deg")]
+    assert repr(found).startswith(f"SpectrumMap({', '.join(shapes)}, elevation_deg=[")
+    assert "method='music'" in repr(found)
+    assert "u_x=[" in repr(found.grid)
+    assert "_steering" not in repr(found.grid)
+
+
+def test_spans():
+    assert spans([4]) == "4"
+    assert spans([0, 1]) == "0 and 1"
+    assert spans([0, 3, 7, 8, 9]) == "0, 3 and 7 to 9"
+    assert spans([0, 1, 2, 5, 6]) == "0 to 2, 5 and 6"
 
 
 def test_locate_as_a_table_csv_and_json(samples, capsys, tmp_path):
@@ -281,6 +314,11 @@ BAD = [
     ("bench --locate.hybrid.doubt 0", "was renamed to --locate.hybrid.recheck-p-value in 0.2.0"),
     ("locate a.h5 --hybrid.peak-threshold 1", "--hybrid.peak-threshold: was removed in 0.2.0"),
     ("tune --fresh-scenes 3", "--fresh-scenes: was renamed to --test-scenes in 0.2.0"),
+    ("doctor mine.py", "is a Python script; to check its training loop, run the loop there within"),
+    (
+        "train --resume run --epochs 3",
+        "(found --epochs); to train further with others, start from its weights",
+    ),
     ("doctor faults", "doctor faults: was removed in 0.2.0; run python benchmarks/doctor_faults.py"),
     ("locate {samples}/ideal_10dB.h5 --device cuda:77", "device: 'cuda:77' is not available on this machine"),
     ("simulate -o {tmp}/a.h5 --scenes 1 --device hpu", "device: 'hpu' is not available on this machine"),
@@ -357,6 +395,51 @@ def test_typed_options_win_over_the_configuration(tmp_path):
     # Of two bad values the one that counts is named.
     with pytest.raises(InputError, match=r"^--hybrid.beta: expected at most 1, found 3$"):
         parse(["locate", "a.h5", "--hybrid.beta", "3", "--config", str(path)], COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "idle"),
+    [
+        ("locate a.h5 --method omp --weights robust --hybrid.beta 1", "--weights --hybrid.beta"),
+        ("locate a.h5 --weights robust --hybrid.beta 1", ""),
+        (
+            "locate a.h5 --scene 1 --figure-width 80 --report-scenes 2",
+            "--scene --figure-width --report-scenes",
+        ),
+        ("locate a.h5 --scene 1 --figure-width 80 --plot a.png --report a.html --report-scenes 2", ""),
+        ("locate a.h5 --sources 2 --sources-max 3", "--sources-max"),
+        ("locate a.h5 --sources auto --sources-max 3", ""),
+        ("locate a.h5 --method omp --no-polish", "--no-polish"),
+        ("locate a.h5 --method omp --polish", ""),
+        ("locate a.h5 --method music --no-polish", ""),
+        ("check a.h5 --scene 1", "--scene"),
+        ("calibrate a.h5 -o b.h5 --sources 2 --sources-max 3", "--sources-max"),
+        ("calibrate a.h5 -o b.h5 --method omp --known-positions c.csv --sources 2", "--method --sources"),
+        ("simulate -o a.h5 --scenes 1 --mat-version 5", "--mat-version"),
+        ("simulate -o a.mat --scenes 1 --mat-version 5", ""),
+        (
+            "simulate -o a.h5 --scenes 1 --channel.kind direct --channel.antennas 3 --codebook.bits 2 "
+            "--codebook.snapshots 2",
+            "--channel.antennas --codebook.bits",
+        ),
+        ("bound --figure-width 80 --budget.bandwidth-hz 1e6", "--figure-width --budget.bandwidth-hz"),
+        ("bound --power-dbm 3 --budget.bandwidth-hz 1e6", ""),
+        ("plan --target-m 1 --range-m 3 --budget.bandwidth-hz 1e6", ""),
+        ("plan --target-m 1 --range-m 3 --snr-db 3 --budget.bandwidth-hz 1e6", "--budget.bandwidth-hz"),
+        ("plan --target-m 1 --range-m 3 --channel.kind direct --bits 2", "--bits"),
+    ],
+)
+def test_options_without_effect_are_named(command, idle, capsys):
+    parse(command.split(), COMMANDS)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" has no effect: ")[0] for line in said] == idle.split()
+
+
+def test_an_estimator_of_ones_own_may_use_weights(capsys):
+    register_estimator("with_network", lambda spec: None)
+    parse(["locate", "a.h5", "--method", "with_network", "--weights", "robust", "--no-polish"], COMMANDS)
+    ESTIMATORS.unregister("with_network")
+    assert not capsys.readouterr().err
 
 
 def test_groups_keep_their_own_defaults():
@@ -489,6 +572,7 @@ def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_
         response_std=0 * response.real,
         offsets=torch.zeros_like(elements),
     )
+    assert repr(other) == "PanelCalibration(9 elements, 0 dead, remaining error 0)"
     other.save("cal.h5")
     lines = ["scene,azimuth_deg,elevation_deg,range_m", *(f"0,{number},0,2" for number in range(9))]
     Path("known.csv").write_text("\n".join(lines))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rismusic.array import Panel, direction, steering
-from rismusic.crb import conditional_crb, recording_crb, unconditional_crb
+from rismusic.crb import Bound, conditional_crb, recording_crb, unconditional_crb
 from rismusic.errors import InputError
 from rismusic.operator import Link
 from rismusic.simulation.simulator import simulate
@@ -206,6 +206,16 @@ def test_an_unknown_range_costs_accuracy_and_so_does_a_neighbour():
 def test_inverse_range():
     bound = recording_crb(simulate(SMALL, scenes=3, sources=1, dtype=torch.float64))
     torch.testing.assert_close(bound.inverse_range_std, bound.std[..., 2] / bound.range**2)
+
+
+def test_a_bound_prints_its_medians():
+    bound = recording_crb(simulate(SMALL, scenes=3, sources=(1, 2), dtype=torch.float64))
+    azimuth, elevation, distance = (bound.std[..., axis].nanmedian() for axis in (0, 1, 2))
+    assert repr(bound) == (
+        f"Bound([3, 2], medians: azimuth {azimuth.rad2deg():.3g} deg, "
+        f"elevation {elevation.rad2deg():.3g} deg, range {distance:.3g} m)"
+    )
+    assert repr(Bound(torch.zeros(2, 0, 3, 0, 3), torch.zeros(2, 0), torch.zeros(2, 0))) == "Bound([2, 0])"
 
 
 def test_scales():

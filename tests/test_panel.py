@@ -70,6 +70,7 @@ def test_arbitrary_positions_and_single_element():
         (np.zeros((2, 3)) * 1j, 0.3, "elements: must hold real floating-point numbers; got complex128"),
         (torch.zeros(2, 3), 0.0, "wavelength: must be positive and finite, in metres; got 0"),
         (torch.zeros(2, 3), math.inf, "wavelength: must be positive and finite"),
+        (torch.arange(6.0), 0.3, r"got shape \[6\]. Of a line along x, the columns are x, 0 and 0"),
     ],
 )
 def test_bad_panels(elements, wavelength, sentence, untyped):

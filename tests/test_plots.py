@@ -14,7 +14,9 @@ from print_figure import check_print
 from rismusic.array import Panel
 from rismusic.benchmark.planning import BoundRow, bound_figure, bound_table
 from rismusic.errors import InputError
-from rismusic.plots import bound_curves, new_axes, save, scene_3d, scene_figure, scene_top
+from rismusic.estimation.grid import Volume
+from rismusic.hybrid import locate
+from rismusic.plots import bound_curves, new_axes, plot_scene, save, scene_3d, scene_figure, scene_top
 from rismusic.scene_view import ABOVE, Projection, Scene, positions
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
@@ -107,6 +109,25 @@ def test_a_scene_fits_a_printed_width(width_mm, ending, tmp_path):
     save(figure, tmp_path / f"scene.{ending}", overwrite=False)
     if ending == "pdf":
         assert b"/Type3" not in (tmp_path / "scene.pdf").read_bytes()
+
+
+def test_plot_scene_draws_the_scene_that_is_asked_for():
+    recording = simulate(scenes=3, sources=2, snr_db=20, panel={"rows": 6, "columns": 6}, seed=1)
+    estimate = locate(recording, n_sources=2, method="omp")
+
+    def marks(figure):
+        top = figure.axes[1]
+        return [line.get_xydata() for line in top.lines if line.get_marker() == "x"]
+
+    for scene in range(3):
+        truth, volume = recording.truth[scene], Volume.from_spec(estimate.spec)
+        expected = Scene(recording.panel, estimate.sources[scene], estimate.covariance[scene], truth, volume)
+        drawn = marks(plot_scene(recording, estimate, scene=scene))
+        np.testing.assert_array_equal(drawn, marks(scene_figure(expected)))
+        assert len(drawn) > 0
+    for some, number in ((estimate, 3), (estimate, -1), (estimate[:2], 0)):
+        with pytest.raises(InputError, match=f"scene: got {number}; the recording has 3 scenes"):
+            plot_scene(recording, some, scene=number)
 
 
 def test_a_width_that_cannot_be_printed_is_refused():

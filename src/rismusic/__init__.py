@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rismusic.nn.train import TrainingResult, train
     from rismusic.operator import Link
     from rismusic.panel_calibration import calibrate_panel
-    from rismusic.plots import plot_panel_calibration
+    from rismusic.plots import plot_panel_calibration, plot_scene
     from rismusic.registry import register_estimator, register_network, register_spectrum
     from rismusic.report import write_bench_report, write_report
     from rismusic.room import RoomEstimate, locate_room
@@ -88,6 +88,7 @@ _HOME = {
     "calibrate_panel": "panel_calibration",
     "PanelCalibration": "io.calibration",
     "plot_panel_calibration": "plots",
+    "plot_scene": "plots",
     "Estimate": "estimation.estimate",
     "Estimator": "estimation.estimate",
     "spectrum": "spectrum_map",

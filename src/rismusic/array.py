@@ -66,6 +66,13 @@ ArrayLike = Any
 """A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
 
 
+def without_axes(shape: Sequence[int]) -> str:
+    """How positions of this shape get the axes that they lack, as the end of an error message."""
+    if 1 in shape or len(shape) == 1:
+        return ". Of a line along x, the columns are x, 0 and 0"
+    return ". In the panel's plane, the third column, z, is 0" if shape[-1] == 2 else ""
+
+
 @refuse_old_names
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class Panel:
@@ -114,7 +121,10 @@ class Panel:
                 "elements", f"must have shape [N, 3]; got {shape}. Pass the transpose, elements.T"
             )
         if len(shape) < 2 or shape[-1] != 3 or shape[-2] < 1:
-            raise InputError("elements", f"must be positions (x, y, z) of shape [N, 3]; got shape {shape}")
+            hint = without_axes(shape)
+            raise InputError(
+                "elements", f"must be positions (x, y, z) of shape [N, 3]; got shape {shape}{hint}"
+            )
         if not torch.isfinite(positions).all():
             raise InputError("elements", "positions must be finite, in metres; got a NaN or an infinity")
         if not (math.isfinite(wavelength) and wavelength > 0):

@@ -13,6 +13,7 @@ All computations are in float64. No N x N or M x M matrix is formed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,6 +30,7 @@ from rismusic.estimation.source_covariance import correlated_information, pair_a
 from rismusic.io import Recording, check_pose
 from rismusic.operator import Link
 from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates
+from rismusic.text import short_repr
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
@@ -47,7 +49,7 @@ _SINGULAR_PIVOT = 1e-7
 _ROUNDING = 1e-11
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bound:
     """Cramer-Rao bound of K sources.
 
@@ -64,6 +66,16 @@ class Bound:
     covariance: Float[Tensor, "*batch K 3 K 3"]
     range: Float[Tensor, "*batch K"]
     inverse_range_std: Float[Tensor, "*batch K"]
+
+    def __repr__(self) -> str:
+        shape = f"{list(self.range.shape)}"
+        if not self.range.numel():
+            return f"Bound({shape})"
+        azimuth, elevation, range = self.std.flatten(0, -2).nanmedian(dim=0).values.tolist()
+        return (
+            f"Bound({shape}, medians: azimuth {math.degrees(azimuth):.3g} deg, elevation "
+            f"{math.degrees(elevation):.3g} deg, range {range:.3g} m)"
+        )
 
     @classmethod
     def from_covariance(
@@ -314,6 +326,8 @@ class RoomBound:
 
     covariance: Float[Tensor, "S K 3 K 3"]
     position: Float[Tensor, "S K 3"]
+
+    __repr__ = short_repr
 
     @property
     def per_source(self) -> Float[Tensor, "S K 3 3"]:

@@ -14,6 +14,7 @@ from rismusic.array import wrapped
 from rismusic.crb import Bound
 from rismusic.errors import InputError
 from rismusic.sources import Sources
+from rismusic.text import short_repr
 
 # The median of the modulus of a standard normal number.
 MEDIAN_OF_NORMAL = 0.6744897501960817
@@ -40,6 +41,7 @@ class Match:
     error: Float[Tensor, "S K 3"]
     inverse_range_error: Float[Tensor, "S K"]
     gospa: Float[Tensor, "S"]
+    __repr__ = short_repr
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from rismusic.errors import InputError
 from rismusic.files import check_output, kind_of, locked, publish, read_small, write_text, writing
-from rismusic.spec import Natural, Record, parse_record
+from rismusic.spec import Natural, Record, flat_settings, parse_record
 from rismusic.version import __version__
 
 # Bytes at the beginning and at the end of a file that identify it, with its size.
@@ -60,6 +60,11 @@ def part_files(path: Path) -> list[Path]:
     if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
     return [path.parent / f"{stem}.part{end}" for end in _ENDS]
+
+
+def is_complete(path: Path) -> bool:
+    """Whether an output has its name, and no part of another run is beside it."""
+    return path.is_file() and not any(map(os.path.lexists, part_files(path)))
 
 
 class PartialFile:
@@ -199,6 +204,10 @@ class PartialFile:
             ("settings", "other settings"),
         ):
             if getattr(earlier, name) != getattr(self.progress, name):
+                if name == "settings":
+                    before, now = (flat_settings(one.settings) for one in (earlier, self.progress))
+                    changed = next(one for one in {**before, **now} if before.get(one) != now.get(one))
+                    what += f" ({changed}: {before.get(changed)}, now {now.get(changed)})"
                 raise InputError(
                     str(self.part), f"was written with {what}; use the same, or start again with --overwrite"
                 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from rismusic.array import Panel
 from rismusic.errors import InputError
+from rismusic.estimation.grid import Volume
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
 from rismusic.io.calibration import PanelCalibration
 from rismusic.scene_view import ABOVE, BEHIND, CONFIDENCE, Projection, Scene, Shape
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+    from rismusic.estimation.estimate import Estimate
+    from rismusic.io import Recording
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -169,6 +173,33 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
     if decades < 2.5:
         axis.set_minor_locator(NullLocator())
+
+
+def plot_scene(
+    recording: Recording, estimate: Estimate, *, scene: int = 0, width_mm: float | None = None
+) -> Figure:
+    """The estimates of a scene with their error ellipsoids, as ``rismusic locate --plot`` draws them.
+
+    Args:
+        recording: S scenes; true sources are drawn where it has them.
+        estimate: of the same scenes.
+        scene: number of the scene.
+        width_mm: printed width of the figure; 88.9 mm is a column.
+
+    Raises:
+        InputError: other scenes, or matplotlib is not installed.
+
+    Example:
+        >>> plot_scene(recording, locate(recording), scene=3).savefig("scene.pdf")
+    """
+    if len(estimate) != len(recording) or not 0 <= scene < len(recording):
+        raise InputError(
+            "scene", f"got {scene}; the recording has {len(recording)} scenes, the estimate {len(estimate)}"
+        )
+    truth = None if recording.truth is None else recording.truth[scene]
+    volume = Volume.from_spec(estimate.spec)
+    drawn = Scene(recording.panel, estimate.sources[scene], estimate.covariance[scene], truth, volume)
+    return scene_figure(drawn, width_mm=width_mm)
 
 
 def scene_figure(scene: Scene, *, width_mm: float | None = None) -> Figure:

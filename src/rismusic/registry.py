@@ -98,9 +98,13 @@ class Registry:
 
 def unknown_name(field: str, kind: str, name: str, known: Sequence[str]) -> InputError:
     """The error for a name that is in no registry."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return InputError(field, f"no {kind} is named {name!r}.{hint} Known: {', '.join(known)}")
+    return InputError(
+        field,
+        f"no {kind} is named {name!r}.{hint} Known: {', '.join(known)}; "
+        "for one of your own, name its module in plugins",
+    )
 
 
 CLASSICAL_METHODS = ("music", "soft_music", "mvdr", "bartlett", "omp", "relax", "sbl", "best")
@@ -208,7 +212,10 @@ def load_plugins(modules: tuple[str, ...]) -> tuple[str, ...]:
         try:
             import_module(module)
         except ImportError as error:
+            name = (
+                f"the name without .py, {module[:-3]!r}" if module.endswith(".py") else "the name of a module"
+            )
             raise InputError(
-                "plugins", f"cannot import {module!r} ({error}); give the name of a module on PYTHONPATH"
+                "plugins", f"cannot import {module!r} ({error}); give {name} on PYTHONPATH"
             ) from error
     return modules

@@ -673,8 +673,8 @@ class LocateSpec(Spec):
         "elevation",
         "range",
     )
-    """Coordinates that are estimated. An angle that is left out is held at 0 deg, the range at range_max_m.
-    For a line of elements one angle is left out by itself."""
+    """Coordinates that are estimated. An angle that is left out is taken to be 0 deg, the range range_max_m:
+    estimate what is not known, even if it is not wanted. For a line one angle is left out by itself."""
 
     @property
     def allowed_error(self) -> float:

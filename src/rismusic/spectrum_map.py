@@ -23,6 +23,7 @@ from rismusic.nn.inference import LoadedNetwork, NetworkOutput
 from rismusic.registry import SPECTRA
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
+from rismusic.text import short_repr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +50,8 @@ class SpectrumMap:
     range_m: Float[Tensor, "Z"]
     method: str
     grid: SearchGrid
+
+    __repr__ = short_repr
 
     def __len__(self) -> int:
         return len(self.values)

@@ -14,12 +14,14 @@ The module does not import torch.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 LONGEST = 2000
 """Largest number of characters of a sentence that is printed."""
@@ -79,6 +81,25 @@ def _cell(value: object) -> object:
 def counted(number: int, noun: str) -> str:
     """A number with its noun, such as "1 scene" or "2 scenes"."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Ascending whole numbers as ``0, 3 and 7 to 9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    pairs = (run if len(run) == 2 else [f"{run[0]} to {run[-1]}" if len(run) > 2 else run[0]] for run in runs)
+    return all_of(str(one) for pair in pairs for one in pair)
+
+
+def short_repr(record: Any) -> str:
+    """The fields of a dataclass; of arrays and tensors the shape alone."""
+    values = {one.name: getattr(record, one.name) for one in dataclasses.fields(record) if one.repr}
+    shown = (f"{name}={list(one.shape) if hasattr(one, 'shape') else one!r}" for name, one in values.items())
+    return f"{type(record).__name__}({', '.join(shown)})"
 
 
 def any_of(words: Iterable[str]) -> str:

@@ -151,6 +151,16 @@ def test_plots_take_axes_and_return_them(tmp_path):
     assert len(figure.legends) == 1
 
 
+@pytest.mark.parametrize(("snr_db", "apart"), [((5.0,), 0.15), ((5.0, 15.0), 0.4), ((0.0, 1.0, 40.0), 0.15)])
+def test_methods_stand_side_by_side_near_their_value(tmp_path, snr_db, apart):
+    methods = {"omp": (AZIMUTHS, [1.0] * 4, [0.0] * 4), "oracle:truth": FROM_TRUTH}
+    rows = list(benchmark(tmp_path, methods, scenes=4)[0].values())
+    (group,) = groups([dataclasses.replace(row, snr_db=one) for one in snr_db for row in rows])
+    first, second = (line.get_xdata() for line in plot_errors(group).get_lines()[:2])
+    np.testing.assert_allclose((first + second) / 2, snr_db)
+    np.testing.assert_allclose(second - first, apart)
+
+
 @pytest.mark.parametrize("draw", [plot_misses, plot_errors])
 def test_figures_fit_the_column_of_a_paper(tmp_path, draw):
     methods = {"omp": (AZIMUTHS, [1.0] * 4, [0.0] * 4), "oracle:truth": FROM_TRUTH}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rismusic.benchmark.planning import bound_figure, bound_table, scene_bounds
-from rismusic.benchmark.spec import BenchSpec, sweep_cells, sweep_points
+from rismusic.benchmark.spec import BenchSpec, axis_label, sweep_cells, sweep_points
 from rismusic.cli import COMMANDS, main
 from rismusic.cli.parser import parse
 from rismusic.crb import Bound, recording_crb
@@ -246,6 +246,13 @@ def test_infinite_bounds_are_null_in_json(tmp_path):
     assert run(*args, "-o", tmp_path / "a.json", "--plot", tmp_path / "a.png") == 0
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert [row["position_error_bound_m"] for row in rows] == [None, None]
+
+
+def test_the_label_of_an_axis_has_words_and_units():
+    assert axis_label("bits") == axis_label("codebook.bits") == "bits of the phase shifters"
+    assert axis_label("panel.rows, panel.columns") == "panel rows, panel columns"
+    assert axis_label("scene.range_max_m") == "scene range max / m"
+    assert axis_label("panel.spacing_wavelengths") == "panel spacing wavelengths"
 
 
 def test_the_plot_of_a_sweep():

@@ -114,7 +114,7 @@ def test_a_mix_up_is_named_with_what_to_do(tmp_path):
     (finding,) = check(path).findings
     assert finding.name == "channel_conjugated"
     assert finding.value > finding.threshold > 20
-    assert "complex conjugates" in finding.meaning
+    assert "fit better if conjugated" in finding.meaning
     assert finding.remedy.startswith("conjugate channel")
     assert check(path).facts["conventions"] == "tried on the truth of 6 scenes"
 

@@ -27,6 +27,7 @@ def test_verdict_names_the_first_finding():
         "1 of 2 findings outside their limits, with one possible cause. "
         "Start here: [B] It is large. Make it small."
     )
+    assert repr(sick) == f"1. [B] {BAD.findings[0].sentence}\n{sick.verdict}"
     record = json.loads(json.dumps(sick.record(), allow_nan=False))
     assert record["reports"][1]["findings"][0]["value"] == "nan"
     assert findings_table(sick).row_count == 1

@@ -191,3 +191,5 @@ def test_an_unknown_method_lists_the_known_ones(recording):
         InputError, match=r"no estimator or spectrum is named 'omq'. Did you mean 'omp'\? Known: hybrid"
     ):
         locate(recording, method="omq")
+    with pytest.raises(InputError, match=r"'MVDR'. Did you mean 'mvdr'"):
+        locate(recording, method="MVDR")

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rismusic import Panel, Recording, Sources, load_sample, locate, simulate
+from rismusic import Panel, Recording, Sources, load_sample, locate, register_estimator, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Estimate, Reason
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 from rismusic.metrics import match
+from rismusic.registry import ESTIMATORS
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -131,6 +132,39 @@ def test_a_panel_that_errs_makes_no_sources_of_subcarriers():
     assert (found.panel_error > 0.05).all()
     sound = simulate(scenes=2, sources=2, snr_db=20, seed=3, **wideband)
     assert (locate(blind(sound), method="omp", sources_max=3).panel_error == 0).all()
+
+
+@pytest.fixture
+def few_degrees_off():
+    def few_degrees_off(spec):
+        def estimate(recording, n_sources):
+            count = torch.ones(len(recording)) if isinstance(n_sources, str) else torch.as_tensor(n_sources)
+            off = Sources.from_degrees(14.0, 3.0, 2.0).each(lambda value: value.expand(len(recording), 1))
+            off = off.each(
+                lambda value: value.masked_fill(count.expand(len(recording))[:, None] < 1, math.nan)
+            )
+            return Estimate.from_sources(recording, off, spec=spec)
+
+        return estimate
+
+    register_estimator("few_degrees_off", few_degrees_off)
+    yield "few_degrees_off"
+    ESTIMATORS.unregister("few_degrees_off")
+
+
+def test_which_sources_are_outside_the_volume_if_any_is(few_degrees_off):
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"kind": "direct"}, "snr_db": 20.0, "scenes": 1}
+    inside = blind(simulate(sources=Sources.from_degrees([20.0], [0.0], [2.0]), **system))
+    beyond = blind(simulate(sources=Sources.from_degrees([20.0, 75.0], [0.0, 0.0], [2.0, 2.0]), **system))
+    found = locate(inside, method=few_degrees_off)
+    assert found.method == ["relax"]
+    assert found.reasons == [
+        ["a search in front of the whole panel explains the data better than few_degrees_off"]
+    ]
+    found = locate(beyond, method="omp")
+    which = (found.azimuth_deg[0] > 60).nonzero()[:, 0].tolist()
+    assert len(which) == 1
+    assert said(found, f"source {which[0]} is outside the search volume") == [True]
 
 
 def test_one_antenna_sees_a_source_outside_the_volume():
@@ -425,6 +459,16 @@ def test_cases(name, settings, words, count):
     assert said(found, words) == [True]
     if count is not None:
         assert found.n_sources.tolist() == [count]
+
+
+@pytest.mark.parametrize(("range_m", "better"), [(2.0, True), (10.0, False)], ids=["nearer", "as held"])
+def test_a_range_that_is_held_may_be_another_one(range_m, better):
+    line, truth = Panel.uniform_linear(16, wavelength=0.1), Sources.from_degrees([-20.0, 25.0], 0.0, range_m)
+    direct = {"channel": {"kind": "direct"}, "codebook": {"snapshots": 40}}
+    made = blind(simulate(scenes=8, sources=truth, panel=line, snr_db=15.0, **direct))
+    found = locate(made, method="omp", unknowns=("azimuth",))
+    assert said(found, "estimate the range, too (--unknowns azimuth range)") == [better] * 8
+    assert not any(said(found, "--wave"))
 
 
 def test_the_case_of_a_far_source():

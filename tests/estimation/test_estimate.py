@@ -236,6 +236,8 @@ def test_names_of_built_in_methods_are_protected():
 
 
 def test_plugins_that_cannot_be_imported(recording):
+    with pytest.raises(InputError, match=r"cannot import 'mine.py' .*; give the name without .py, 'mine' on"):
+        LocateSpec(plugins=("mine.py",))
     with pytest.raises(InputError, match="plugins: cannot import 'no_such_module'"):
         locate(recording, plugins=("no_such_module",))
 

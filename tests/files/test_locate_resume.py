@@ -181,7 +181,10 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
         file.write(b"half a li")
     for options, sentence in (
         ([], "an earlier run left 10 scenes in a."),
-        (["--resume", "--range-max-m", "11"], "was written with other settings"),
+        (
+            ["--resume", "--range-max-m", "11"],
+            "was written with other settings (range_max_m: 10.0, now 11.0)",
+        ),
     ):
         assert run("locate", recording, "-o", output, *OPTIONS, *options) == 2
         assert sentence in capsys.readouterr().err
@@ -194,9 +197,11 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
         assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 2
         assert f"part: was written with {what}; " in capsys.readouterr().err
     state.write_text(json.dumps(written))
-    assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
-    assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == [f"a.{ending}", f"b.{ending}", "recording.h5"]
+    for _ in range(2):  # of a complete output nothing is left to do
+        assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
+        assert output.read_bytes() == whole.read_bytes()
+        assert names(tmp_path) == [f"a.{ending}", f"b.{ending}", "recording.h5"]
+    assert f"a.{ending} is complete" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("looked_up")

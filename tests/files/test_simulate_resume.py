@@ -71,6 +71,8 @@ def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys, qu
     simulated = []
     monkeypatch.setattr(RecordingWriter, "append", counted(simulated))
     assert run("-o", output, *OPTIONS, *options, "--resume") == 0
+    assert run("-o", output, *OPTIONS, *options, "--resume") == 0
+    assert "a.h5 is complete" in capsys.readouterr().err
     assert simulated == [5, 2]
     assert output.read_bytes() == whole.read_bytes()
     assert names(tmp_path) == ["a.h5", "a.h5.toml", "whole.h5", "whole.h5.toml"]

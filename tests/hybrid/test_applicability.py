@@ -32,8 +32,8 @@ def equal(one, other) -> bool:
 CASES = {
     "larger volume": ({}, {"n_sources": 1, "range_max_m": 3.1}, "the search volume is larger"),
     "wider volume": ({}, {"n_sources": 1, "azimuth_max_deg": 61.0}, "the search volume is larger"),
-    "nearer": ({}, {"n_sources": 1, "range_min_m": 0.4}, "the search volume is larger"),
-    "more sources": ({}, {"sources_max": 4}, "they know at most 3 sources"),
+    "nearer": ({}, {"n_sources": 1, "range_min_m": 0.4}, "range 0.5 to 3 m"),
+    "more sources": ({}, {"sources_max": 4}, "at most 3 sources, but up to 4 are tried"),
     "direct": ({"channel": {"kind": "direct"}}, {"n_sources": 1}, "they were trained through a channel"),
     "other panel": ({"panel": {"rows": 6, "columns": 6}}, {"n_sources": 1}, "panel, with N = 64 elements"),
     "wider panel": (

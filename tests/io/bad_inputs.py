@@ -12,6 +12,14 @@ __all__ = ["CASES", "PATH", "BadInput"]
 # Format and wavelength.
 altered("no format", "format", "no such text in the file", "format")
 altered("no format in .mat 7.3", "format", "no such text in the file", "format", container="mat 7.3")
+altered(
+    "own names in .mat",
+    "format",
+    "no such text in the file, and no wavelength, elements, snapshots; it has P, Y, lambda",
+    *("format", "wavelength", "elements", "snapshots", "channel", "codes"),
+    container="mat 5",
+    **{"Y": np.ones((2, 3)), "P": np.ones((3, 3)), "lambda": 0.1},
+)
 altered("another format", "format", 'got "rismusic/2"', container="npz", format="rismusic/2")
 altered("format that is a number", "format", "got 1.0", container="mat 5", format=1.0)
 altered("no wavelength", "wavelength", "one positive length in metres", "wavelength")
@@ -80,9 +88,17 @@ altered("complex elements", "elements", "got complex128", elements=lambda p: p +
 altered("integer noise variance", "noise_variance", "got int64", noise_variance=np.ones(S, np.int64))
 
 # Shapes.
-altered("elements without z", "elements", "real [N, 3]", elements=lambda p: p[:, 0])
 altered(
-    "elements of two coordinates", "elements", "real [N, 3]; got shape [6, 2]", elements=lambda p: p[:, :2]
+    "elements without z",
+    "elements",
+    "Of a line along x, the columns are x, 0 and 0",
+    elements=lambda p: p[:, 0],
+)
+altered(
+    "elements of two coordinates",
+    "elements",
+    "got shape [6, 2]. In the panel's plane, the third column, z, is 0",
+    elements=lambda p: p[:, :2],
 )
 altered(
     "elements transposed", "elements", "shape [3, 6] (transposed?)", container="mat 5", elements=lambda p: p.T

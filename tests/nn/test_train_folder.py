@@ -111,6 +111,14 @@ def test_presets_survive_the_command_line(preset, monkeypatch, tmp_path):
             "[network]\nsources_max = 2",
             "network.sources_max: must be at least 5, the maximum of system.sources; got 2",
         ),
+        (
+            "[system.panel]\ncolumns = 1",
+            "system.panel.columns: must be at least 2, since networks estimate two",
+        ),
+        (
+            "[system.scene]\nsymbols = 'constant'",
+            "system.scene.symbols: must be gaussian or qpsk, since networks",
+        ),
         ("[loss]\ncovariance = 0.0", "loss.covariance: expected at least 0.1, found 0.0"),
         ("batch = ", "is not a valid TOML file"),
     ],
@@ -530,6 +538,7 @@ def test_curves_of_numbers_that_are_not_finite():
     ]
     drawn = [line.get_ydata() for line in plot_losses(lines).lines]
     assert [list(map(str, values)) for values in drawn] == [["nan", "1.0"], ["inf", "2.0"]]
+    assert plot_losses(lines).lines[0].get_xdata().tolist() == [0, 1]  # as in the log
     assert plot_scores(lines).lines[2].get_ydata().tolist() == [50.0, 50.0]
     assert len(plot_terms(lines[:1]).lines) == 1
 

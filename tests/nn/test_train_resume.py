@@ -80,7 +80,12 @@ def test_ctrl_c_between_two_steps(undisturbed, tmp_path):
     state, _ = checkpoint_of(tmp_path / "run")
     assert (state.epoch, state.step) == (0, 2)
     assert signal.getsignal(signal.SIGINT) is before
-    resumed(tmp_path / "run").train()
+    one, said = resumed(tmp_path / "run"), []
+    one._log = said.append
+    one.train()
+    last = SPEC.schedule.epochs - 1
+    assert said[0] == f"epoch 0 (0 to {last}), from step 2"
+    assert f"epoch {last} (0 to {last})" in said
     assert_same_run(undisturbed, tmp_path / "run")
 
 

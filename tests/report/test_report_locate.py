@@ -135,6 +135,19 @@ def test_hits_misses_and_false_alarms(recording, located, tmp_path):
     assert page.text.count(fixed(math.degrees(truth.azimuth[0, 0]), 2)) == 1
 
 
+def test_the_methods_that_located_the_scenes_are_named(recording, located, tmp_path):
+    """Not only the one that was asked for."""
+    names = ["sbl"] + ["omp"] * (len(located) - 1)
+    for methods, words in (
+        (located.method, "with omp"),
+        (names, f"with omp ({len(names) - 1}), sbl (1)"),
+        (["sbl"] * len(names), "with sbl in place of omp"),
+    ):
+        write_report(tmp_path / "a.html", recording, replace(located, method=methods), overwrite=True)
+        text = " ".join(html_page.parse((tmp_path / "a.html").read_text("utf-8")).text.split())
+        assert words in text.replace(" ,", ",")
+
+
 def test_without_truth_and_without_sources(recording, tmp_path):
     silent = replace(recording[:1], truth=None, noise_variance=torch.ones(1, dtype=torch.float64))
     path = tmp_path / "report.html"

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.array import to_db
-from rismusic.benchmark.spec import SWEEPS, Value, sweep_points
+from rismusic.benchmark.spec import Value, axis_label, sweep_points
 from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
 from rismusic.io import Recording
@@ -260,8 +260,7 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
         curves.setdefault(label, []).append(row)
     one = next(iter(curves.values()))
     x_values = [row.point for row in one] if swept else [level(row) for row in one]
-    labels = {setting: axis for setting, _, axis in SWEEPS.values()}
-    xlabel = labels.get(sweep, sweep) if swept else "transmit power / dBm" if power else "SNR / dB"
+    xlabel = axis_label(sweep) if sweep else "transmit power / dBm" if power else "SNR / dB"
     with print_style(width_mm):
         axes = new_axes(None, None, None, size=(12.6, 3.3), width_mm=width_mm)
         for ax, name, unit in zip(

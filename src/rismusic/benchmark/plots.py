@@ -27,6 +27,8 @@ _WIDTH, _HEIGHT, _LEGEND, _LABEL = 3.6, 3.5, 2.3, 0.75
 _COLOURS = (*COLOURS[:-1], "#7F4F24", "#5E3C99")
 # Curves are shifted horizontally by this share of the step, so that their intervals do not overlap.
 _SHIFT, _SHIFT_CATEGORIES = 0.3, 0.7
+# The same by at most this share of the axis.
+_SHIFT_OF_AXIS = 0.08
 
 
 def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
@@ -167,8 +169,10 @@ def _x_values(group: Group) -> list[list[float]]:
     middles = _middles(group)
     step = min((b - a for a, b in itertools.pairwise(sorted(middles))), default=1.0)
     most = len(group.rows)
-    share = _SHIFT if _ordered(group) else _SHIFT_CATEGORIES
-    aside = [share * step * ((number + 0.5) / most - 0.5) for number in range(most)]
+    width = _SHIFT_CATEGORIES * step
+    if _ordered(group):  # of few values, less than the step allows
+        width = min(_SHIFT * step, _SHIFT_OF_AXIS * (max(middles) - min(middles)) or _SHIFT * step)
+    aside = [width * ((number + 0.5) / most - 0.5) for number in range(most)]
     return [[middle + shift for middle in middles] for shift in aside]
 
 

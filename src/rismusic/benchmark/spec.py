@@ -230,9 +230,23 @@ HARDWARE: tuple[tuple[str, dict[str, Value]], ...] = (
     ("moved 0.05 wavelengths", {"hardware.position_wavelengths": 0.05}),
 )
 NAMES = (NONE, "range", *SWEEPS, "hardware")
-AXES = {"range": "range of the sources / m", "hardware": "hardware impairment"} | {
-    name: axis for name, (_, _, axis) in SWEEPS.items()
+_AXES = {"range": "range of the sources / m", "hardware": "hardware impairment"} | {
+    name: axis for sweep, (setting, _, axis) in SWEEPS.items() for name in (sweep, setting)
 }
+# Units at the end of the names of settings.
+_UNITS = {"m": "m", "m2": "m$^2$", "deg": "deg", "rad": "rad", "db": "dB", "dbi": "dBi", "hz": "Hz", "k": "K"}
+
+
+def axis_label(sweep: str) -> str:
+    """Label of the axis of a sweep: its own one, or the names of its settings with their unit."""
+    if sweep in _AXES:
+        return _AXES[sweep]
+    labels = []
+    for setting in sweep.split(", "):
+        name, _, unit = setting.replace(".", "_").rpartition("_")
+        named = f"{name} / {_UNITS[unit]}" if unit in _UNITS else f"{name} {unit}"
+        labels.append(named.replace("_", " "))
+    return ", ".join(labels)
 
 
 @dataclass(frozen=True)

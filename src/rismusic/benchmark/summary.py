@@ -37,7 +37,6 @@ import torch
 from jaxtyping import Float
 
 from rismusic.benchmark.spec import (
-    AXES,
     NONE,
     SCENES,
     STARTS,
@@ -45,6 +44,7 @@ from rismusic.benchmark.spec import (
     Cell,
     Method,
     Unit,
+    axis_label,
     blocks,
     parse_method,
 )
@@ -516,7 +516,7 @@ def groups(rows: Sequence[BenchRow]) -> list[Group]:
             Group(
                 sweep=sweep,
                 title=f"K = {sources}" if snr_db is None else f"K = {sources}, {snr_db:g} dB",
-                axis="SNR / dB" if grid else AXES.get(sweep, sweep),
+                axis="SNR / dB" if grid else axis_label(sweep),
                 heads=tuple(f"{row.snr_db:g} dB" if grid else row.point for row in first),
                 rows={name: tuple(line) for name, line in methods.items()},
             )

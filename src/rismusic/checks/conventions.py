@@ -30,6 +30,7 @@ from rismusic.io import Recording
 from rismusic.simulation.scene import quantise
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave
+from rismusic.text import all_of
 
 # Accepted and usual distances of neighbouring elements, in wavelengths.
 POSSIBLE, USUAL = (0.01, 10.0), (0.2, 0.6)
@@ -303,11 +304,11 @@ def _conjugations() -> Iterator[Change]:
         for parts in combinations(whole, size):
             rest = tuple(name for name in whole if name not in parts)
             name = f"{'_and_'.join(parts)}_conjugated" if rest else "all_conjugated"
-            words = ", ".join((*parts[:-2], " and ".join(parts[-2:])))
-            others = ", ".join((*rest, "wave", "known pilots"))
+            words = all_of(parts)
+            others = all_of((*rest, "wave", "known pilots"))
             yield Change(
                 name,
-                f"{words} fit as their complex conjugates (the same as conjugates of: {others})",
+                f"{words} fit better if conjugated (equivalent to conjugating {others})",
                 f"conjugate {words}; {_WAVE}",
                 conjugated(*parts),
                 # The conjugate of a far source's wave is that of one in the opposite direction.
@@ -420,7 +421,7 @@ def _orders() -> Iterator[Change]:
             yield Change(f"{part}_{name}", f"the {noun} fit {words}", remedy, apply, family, family)
     yield Change(
         "pilots_conjugated",
-        "the pilots fit as their complex conjugates",
+        "the pilots fit better if conjugated",
         "store the symbols as they were sent",
         conjugated("pilots"),
         "pilots",

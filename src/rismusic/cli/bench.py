@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rismusic.benchmark.spec import RESULTS, TIMINGS, BenchSpec, sweep_points
-from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar, write_rows
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    check_extras,
+    note,
+    progress_bar,
+    without_channel,
+    write_rows,
+)
 from rismusic.errors import InputError
 from rismusic.spec import (
     ChannelSpec,
@@ -261,6 +270,11 @@ def _plain(value: float, digits: int) -> str:
 _SOURCES_IN_SWEEP, _SNR_DB_IN_SWEEP = (1, 3), (10.0,)
 
 
+def _one_of_snr_and_power(typed: Mapping[str, Any]) -> None:
+    if "snr_db" in typed and "power_dbm" in typed:
+        raise InputError("--power-dbm", "cannot be combined with --snr-db; give one of them")
+
+
 class _OfSystems(Command):
     """A command with the tables of a system and of its link budget."""
 
@@ -272,6 +286,18 @@ class _OfSystems(Command):
     codebook: CodebookSpec = CodebookSpec()
     wideband: WidebandSpec = WidebandSpec()
     budget: LinkBudgetSpec = LinkBudgetSpec()
+
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of a link budget that is not made, and of a channel that is not there."""
+        yield from super().without_effect(typed)
+        yield from without_channel(self.channel, typed)
+        if not self.has_budget:
+            yield from ((name, "it needs --power-dbm") for name in typed if name.startswith("budget."))
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the SNR follows from a link budget."""
+        raise NotImplementedError
 
     def system(self, sources: int) -> SystemSpec:
         """The system, with a number of sources."""
@@ -287,6 +313,7 @@ class Bound(_OfSystems):
     """
 
     SWEPT: ClassVar[tuple[str, ...]] = ("scene", "panel", "channel", "codebook", "wideband", "budget")
+    NEEDS: ClassVar[Mapping[str, str]] = {"figure_width": "plot"}
 
     sources: tuple[Count, ...] = (1, 2, 3, 5)
     """Numbers of sources, K. In a sweep the default is 1 3."""
@@ -320,6 +347,16 @@ class Bound(_OfSystems):
         """The swept settings as ``sweep``, and few numbers of sources and SNRs unless they are given."""
         few = {"sources": _SOURCES_IN_SWEEP, "snr_db": _SNR_DB_IN_SWEEP}
         return {**few, **values, "sweep": dict(sweep)}
+
+    @classmethod
+    def check_options(cls, typed: Mapping[str, Any]) -> None:
+        """Refuse SNRs beside a link budget."""
+        _one_of_snr_and_power(typed)
+
+    @property
+    def has_budget(self) -> bool:
+        """With a transmit power."""
+        return bool(self.power_dbm)
 
     @model_validator(mode="after")
     def _valid_sweep(self) -> Bound:
@@ -458,8 +495,19 @@ class Plan(_OfSystems):
         ):
             if path in typed:
                 raise InputError(f"--{path.replace('_', '-')}", f"is not used here; give {instead}")
-        if "snr_db" in typed and "power_dbm" in typed:
-            raise InputError("--power-dbm", "cannot be combined with --snr-db; give one of them")
+        _one_of_snr_and_power(typed)
+
+    @property
+    def has_budget(self) -> bool:
+        """Without an SNR."""
+        return self.snr_db is None
+
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """As for any system; direct sampling leaves panel size and snapshots to choose."""
+        yield from super().without_effect(typed)
+        for name in ("antennas", "bits") if self.channel.kind == "direct" else ():
+            if name in typed:
+                yield name, "--channel.kind direct has neither channel nor RIS"
 
     def run(self) -> int:
         """Search, print and write the systems."""

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,7 +36,7 @@ from rich.text import Text
 from rismusic.errors import InputError
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
 from rismusic.partial import PartialFile
-from rismusic.spec import Spec
+from rismusic.spec import ChannelSpec, Spec
 from rismusic.text import command_line, csv_text, plain, printable, redact
 from rismusic.version import __version__
 
@@ -69,6 +69,9 @@ _OUTPUTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+_OF_RIS = ("codebook.kind", "codebook.bits")
+
+
 class Command(Spec):
     """A command of the command line. Its fields are its options; those of ``FLAT`` are groups of options."""
 
@@ -86,6 +89,8 @@ class Command(Spec):
     """Endings of the names that --output takes; none: any."""
     SWEPT: ClassVar[tuple[str, ...]] = ()
     """Tables whose settings may have several values, which make a sweep."""
+    NEEDS: ClassVar[Mapping[str, str]] = {}
+    """Fields that have an effect only with another one."""
 
     @classmethod
     def positional_field(cls, value: str) -> str:
@@ -123,6 +128,17 @@ class Command(Spec):
         Raises:
             InputError: options that cannot be combined.
         """
+
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options that change nothing beside the other settings, each with the reason.
+
+        Args:
+            typed: options that were typed, by dotted field name.
+        """
+        for name in typed:
+            needed = self.NEEDS.get(name)
+            if needed is not None and not getattr(self, needed):
+                yield name, f"it needs --{needed.replace('_', '-')}"
 
     def writes(self) -> list[tuple[str, Path]]:
         """Files that the command writes or replaces, each with its option; also those beside the outputs."""
@@ -174,6 +190,13 @@ class Command(Spec):
     def run(self) -> int:
         """Run the command and return the exit code."""
         raise NotImplementedError
+
+
+def without_channel(channel: ChannelSpec, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Options of the channel and of the configurations, which direct sampling does not have."""
+    for name in typed if channel.kind == "direct" else ():
+        if name != "channel.kind" and (name.startswith("channel.") or name in _OF_RIS):
+            yield name, "--channel.kind direct has neither channel nor RIS"
 
 
 def _values(value: object) -> Iterator[object]:
@@ -235,8 +258,10 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
         "locate.plugins",
     ),
     "train": (
-        *("config", "preset", "epochs", "out", "resume", "start", "device", "tensorboard", "seed", "batch"),
-        *("scenes_per_epoch", "backbone_learning_rate", "head_learning_rate", "precision", "network.plugins"),
+        *("config", "preset", "epochs", "out", "resume", "start", "device", "seed"),
+        *("scenes_per_epoch", "network.plugins"),
+        *("network.sources_max", "system.sources", "system.snr_db", "system.panel.rows"),
+        *("system.panel.columns", "system.channel.antennas", "system.codebook.snapshots"),
     ),
     "doctor": ("config", "preset", "folder", "json_file", "report", "overwrite"),
     "tune": (

@@ -9,7 +9,7 @@ import math
 import os
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,10 +24,10 @@ from rismusic.errors import InputError, in_file
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
-from rismusic.partial import PartialFile, part_files
-from rismusic.registry import ESTIMATORS, SPECTRA, load_plugins
+from rismusic.partial import PartialFile, is_complete, part_files
+from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
-from rismusic.text import command_line, counted, csv_text, plain
+from rismusic.text import command_line, counted, csv_text, plain, spans
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -213,6 +213,11 @@ class Locate(Command):
     FLAT: ClassVar[str] = "settings"
     POSITIONAL: ClassVar[str] = "file"
     FURTHER: ClassVar[str] = "further"
+    NEEDS: ClassVar[Mapping[str, str]] = {
+        "scene": "plot",
+        "figure_width": "plot",
+        "report_scenes": "report",
+    }
 
     file: Path
     """The recording, or several."""
@@ -248,6 +253,19 @@ class Locate(Command):
     resume: bool = False
     """Continue an output file (-o) that was cut, with the same settings."""
 
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of outputs that are not written, of a network that is not used, or of a search not made."""
+        yield from super().without_effect(typed)
+        method = self.settings.method
+        without_network = method in CLASSICAL_METHODS or method in SPECTRA  # an estimator may have one
+        for name in typed:
+            if without_network and (name == "weights" or name.startswith("hybrid.")):
+                yield name, f"--method {method} uses no network"
+        if "sources_max" in typed and self.settings.sources != "auto":
+            yield "sources_max", f"--sources {self.settings.sources} gives the number"
+        if not self.settings.polish and method in CLASSICAL_METHODS and method not in SPECTRA:
+            yield from ((name, f"--method {method} is a fit itself") for name in typed if name == "polish")
+
     def writes(self) -> list[tuple[str, Path]]:
         """The given files, the tables of several recordings, and what is beside a table until its end."""
         given = [(option, path) for option, path in super().writes() if path != self.output]
@@ -259,8 +277,13 @@ class Locate(Command):
 
     def check_outputs(self) -> None:
         """Check the outputs; those of several recordings are tables in a folder, which are checked later."""
-        if not self.further:
+        if not self.further and not self._is_done:
             super().check_outputs()
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether there is nothing to resume."""
+        return self.resume and self.output is not None and is_complete(self.output) and not self.overwrite
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
@@ -268,6 +291,9 @@ class Locate(Command):
             return self._locate_each()
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
+        if self._is_done:
+            note(f"{self.output} is complete")
+            return 0
         if self.fuse and self.calibration is not None:
             raise InputError("--calibration", "is of one panel and cannot be combined with --fuse")
         check_workers(self.workers or None, self.cluster)
@@ -307,9 +333,8 @@ class Locate(Command):
             task = progress.add_task("locating", total=len(file), completed=first)
             for block, estimate in stack.enter_context(closing(self._located([file, *others], first, panel))):
                 recording = block.recordings[0]
-                for scene, sentences in enumerate(estimate.warnings, start=first):
-                    for sentence in sentences:
-                        progress.console.print(plain(f"scene {scene}: {sentence}"), soft_wrap=True)
+                for line in warning_lines(estimate, first):
+                    progress.console.print(plain(line), soft_wrap=True)
                 if output is not None:
                     output.append(estimate)
                 else:
@@ -364,19 +389,11 @@ class Locate(Command):
                 pass
         with writing(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
-        done = [output for output in outputs if self.resume and output.exists()]
-        runs = {
-            output: self.replace(file=file, further=(), output=output)
-            for output, file in outputs.items()
-            if output not in done
-        }
-        for one in runs.values():
+        runs = [self.replace(file=file, further=(), output=output) for output, file in outputs.items()]
+        for one in runs:
             one.check_outputs()
-        for output in outputs:
-            if output in done:
-                note(f"{output} is complete")
-            else:
-                runs[output].run()
+        for one in runs:
+            one.run()
         return 0
 
     def _located(
@@ -473,19 +490,32 @@ class Locate(Command):
         if truth:
             hits = sum(row.found is not None for row in truth)
             false_alarms = int(estimate.n_sources.sum()) - hits
-            note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {false_alarms} false alarms")
+            alarms = counted(false_alarms, "false alarm")
+            note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {alarms}")
 
     def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
         """Plot one scene."""
-        from rismusic.estimation.grid import Volume
-        from rismusic.plots import save, scene_figure
-        from rismusic.scene_view import Scene
+        from rismusic.plots import plot_scene, save
 
-        truth = None if recording.truth is None else recording.truth[0]
-        volume = Volume.from_spec(estimate.spec)
-        scene = Scene(recording.panel, estimate.sources[0], estimate.covariance[0], truth, volume)
-        save(scene_figure(scene, width_mm=self.figure_width), path, overwrite=self.overwrite)
+        save(plot_scene(recording, estimate, width_mm=self.figure_width), path, overwrite=self.overwrite)
         note(f"plot of scene {self.scene} written to {path}")
+
+
+def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
+    """Warnings of scenes that follow each other; one of several scenes is a single line.
+
+    Args:
+        estimate: the scenes.
+        first_scene: number of the first one.
+    """
+    scenes = defaultdict(list)
+    for scene, sentences in enumerate(estimate.warnings, start=first_scene):
+        for sentence in dict.fromkeys(sentences):
+            scenes[sentence].append(scene)
+    return [
+        f"{'scene' if len(found) == 1 else 'scenes'} {spans(found)}: {sentence}"
+        for sentence, found in scenes.items()
+    ]
 
 
 def results_table(estimate: Estimate, truth: list[Truth]) -> Table:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 
 from pydantic.fields import FieldInfo
 
-from rismusic.cli.command import EVERYDAY, Command, Option
+from rismusic.cli.command import EVERYDAY, Command, Option, note
 from rismusic.errors import InputError, renamed_command, renamed_option, renamed_setting
 from rismusic.spec import Spec, merged, nested, read_toml
 
@@ -141,7 +141,7 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
                 f"is required; see rismusic {args[0]} --help",
             )
     try:
-        return _command(kind, layers)
+        command = _command(kind, layers)
     except InputError as error:
         wrong = _meant(error.field, settings, typed)
         # The error is in the file if it occurs without the options as well.
@@ -153,6 +153,10 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
                 if first.field == error.field:
                     raise InputError(file, str(first)) from None
         raise InputError(error.field if wrong is None else wrong.flag, error.problem) from None
+    for path, reason in command.without_effect(typed):
+        flag = settings[path].negative if typed[path] is False else settings[path].flag
+        note(f"{flag} has no effect: {reason}")
+    return command
 
 
 def command_kind(args: Sequence[str], commands: Mapping[str, type[Command]]) -> type[Command]:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rismusic.cli.command import Command, Option, SafeConsole, json_record, note, progress_bar, resumable
+from rismusic.cli.command import (
+    Command,
+    Option,
+    SafeConsole,
+    json_record,
+    note,
+    progress_bar,
+    resumable,
+    without_channel,
+)
 from rismusic.errors import InputError, in_file
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
-from rismusic.partial import PartialFile, part_files
+from rismusic.partial import PartialFile, is_complete, part_files
 from rismusic.registry import ESTIMATORS
 from rismusic.spec import CalibrateSpec, Count, SystemSpec, dump_spec
 from rismusic.text import command_line, counted, plain
@@ -85,6 +95,12 @@ class Simulate(Command):
     resume: bool = False
     """Continue a .h5 file that was cut, with the same settings."""
 
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of a channel that is not there, or of another format."""
+        yield from without_channel(self.system.channel, typed)
+        if "mat_version" in typed and self.output.suffix != ".mat":
+            yield "mat_version", f"{self.output} is no .mat file"
+
     @property
     def settings_file(self) -> Path:
         """The file beside the recording with the settings."""
@@ -100,6 +116,15 @@ class Simulate(Command):
         """Whether blocks can be stored as they come; other formats are put together at the end."""
         return self.output.suffix == ".h5"
 
+    def check_outputs(self) -> None:
+        """Check the outputs, unless there is nothing to resume."""
+        if not self._is_done:
+            super().check_outputs()
+
+    @property
+    def _is_done(self) -> bool:
+        return self.resume and is_complete(self.output) and self.settings_file.exists() and not self.overwrite
+
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
         check_workers(self.workers if self.workers > 1 else None, self.cluster)
@@ -107,6 +132,9 @@ class Simulate(Command):
             raise InputError(
                 "--resume", f"continues .h5 files only; {self.output} is put together at the end"
             )
+        if self._is_done:
+            note(f"{self.output} is complete")
+            return 0
         check_output(self.settings_file, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
         from rismusic.simulation.simulator import Simulator
@@ -170,6 +198,7 @@ class Check(Command):
     """Describe a recording, report what looks wrong in it, and the extent of its near field."""
 
     POSITIONAL: ClassVar[str] = "file"
+    NEEDS: ClassVar[Mapping[str, str]] = {"scene": "plot"}
 
     file: Path
     """The recording: .h5, .npz or .mat."""
@@ -270,6 +299,14 @@ class Calibrate(Command):
     """Replace output files that exist."""
     config: Annotated[Path | None, Option("FILE")] = None
     """TOML file with these settings; options on the command line win."""
+
+    def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Options of a search for sources whose positions or number are given."""
+        if self.known_positions is not None:
+            idle = [one for one in typed if one in ("method", "sources", "sources_max", "workers", "cluster")]
+            yield from ((one, "--known-positions gives the sources") for one in idle)
+        elif "sources_max" in typed and self.settings.sources != "auto":
+            yield "sources_max", f"--sources {self.settings.sources} gives the number"
 
     def run(self) -> int:
         """Calibrate and say what was found."""

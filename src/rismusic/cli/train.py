@@ -64,7 +64,11 @@ class Train(Command):
         others = [name for name in typed if name not in BESIDE_RESUME]
         if "resume" in typed and others:
             flag = "--" + others[0].replace("_", "-")
-            raise InputError("--resume", f"cannot be combined with other settings (found {flag})")
+            raise InputError(
+                "--resume",
+                f"cannot be combined with other settings (found {flag}); to train further with others, start "
+                "from its weights: rismusic train RUN/settings.toml --start RUN/last.safetensors",
+            )
         if {"epochs", "schedule.epochs"} <= typed.keys():
             raise InputError("--epochs", "give either --epochs or --schedule.epochs, not both")
 
@@ -114,7 +118,8 @@ def preset_settings(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 class Doctor(Command):
     """Find out why a training does not learn. With settings, it checks a training before it starts; with
-    the folder of a run, it reads the log of the run. Exit code 0: no problem found; 1: problem found.
+    the folder of a run, it reads the log of the run. Exit code 0: no problem found; 1: problem found. Loops
+    and networks of your own are checked in Python, by rismusic.watch and rismusic.diagnose_module.
     """  # noqa: D205
 
     FLAT: ClassVar[str] = "settings"
@@ -143,6 +148,17 @@ class Doctor(Command):
     def base(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Settings of the preset."""
         return preset_settings(given)
+
+    @classmethod
+    def check_options(cls, typed: Mapping[str, Any]) -> None:
+        """Refuse scripts."""
+        script = Path(str(typed.get("config", "")))
+        if script.suffix == ".py":
+            raise InputError(
+                str(script),
+                "is a Python script; to check its training loop, run the loop there within "
+                "`with rismusic.watch(model, optimizer):`",
+            )
 
     def run(self) -> int:
         """Run the checks and print the findings."""

@@ -37,15 +37,18 @@ class Cause:
     consequences: tuple[tuple[str, Finding], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """The result of all checks.
+    """The result of all checks. Printed, it shows the causes and the verdict.
 
     Args:
         reports: one or more for each check, in the order in which the checks ran.
     """
 
     reports: tuple[Report, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join((*self.lines, self.verdict))
 
     @property
     def wrong(self) -> list[Finding]:

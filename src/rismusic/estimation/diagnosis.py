@@ -97,7 +97,7 @@ _LEAST_DIFFUSE = 0.3
 _COHERENT = 1e-4
 # A source whose strongest symbol has a smaller probability sends in one snapshot only.
 _LONE = 1e-6
-# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave is named.
+# Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave (range) is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
 # Scenes that are compared at a time with other forms of the wave.
 _WAVE_SCENES = 16
@@ -584,8 +584,33 @@ def _with_wide_search(
     if len(take) == 0:
         return estimate, take
     taken = other[take]
-    sentences = [[*one, Reason("sources outside the search volume")] for one in taken.warnings]
+    outside = _outside(taken.sources, Volume.from_spec(spec))
+    sentences = [
+        [
+            *one,
+            Reason(
+                f"{_named(which.nonzero()[:, 0].tolist())} outside the search volume"
+                if which.any()
+                else f"a search in front of the whole panel explains the data better than {spec.method}"
+            ),
+        ]
+        for one, which in zip(taken.warnings, outside, strict=True)
+    ]
     return _put(estimate, take, replace(taken, spec=spec, warnings=sentences)), take
+
+
+def _outside(sources: Sources, volume: Volume) -> Bool[Tensor, "S K"]:
+    """Sources outside the volume."""
+    azimuth, elevation, range = volume.clamp(sources.azimuth, sources.elevation, sources.range)
+    outside = (elevation != sources.elevation) | (range != sources.range)
+    if not volume.all_round:
+        outside |= azimuth != sources.azimuth
+    return outside & sources.active
+
+
+def _named(sources: list[int]) -> str:
+    """Sources as the beginning of a sentence."""
+    return f"source {sources[0]} is" if len(sources) == 1 else f"sources {all_of(map(str, sources))} are"
 
 
 def _with_reasons(
@@ -607,7 +632,8 @@ def _with_reasons(
         estimate = _with_extended(sentences, recording, estimate, moves, error_fitted=fitted)
         estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
-    for scene, sentence in _better_wave(recording, estimate, spec):
+    better = _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
+    for scene, sentence in better:
         sentences[scene].append(sentence)
     if isinstance(n_sources, str) and recording.pilots is None:
         identified = most_sources(recording, Volume.from_spec(spec))
@@ -900,6 +926,29 @@ def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: 
                     "resolves: one source that moves or departs from the model looks the same"
                 )
             )
+
+
+def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
+    """A sentence for each scene that other ranges than the one that is held explain better."""
+    some = (estimate.n_sources > 0).nonzero()[:, 0]
+    if "range" in spec.unknowns or len(some) == 0:
+        return []
+    part, sources, unknowns = recording[some], estimate[some].sources, (*spec.unknowns, "range")
+    held, free = (
+        nfmle(part, sources, Volume.from_spec(one), criterion=spec.criterion).neg_log_likelihood
+        for one in (spec, spec.replace(unknowns=unknowns))
+    )
+    return [
+        (
+            int(some[row]),
+            Reason(
+                f"other ranges than the one that is held explain the data better (by "
+                f"{float(held[row] - free[row]):.0f} nats): estimate the range, too (--unknowns "
+                f"{' '.join(unknowns)})"
+            ),
+        )
+        for row in (held - free > _WAVE_NATS).nonzero()[:, 0].tolist()
+    ]
 
 
 def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:

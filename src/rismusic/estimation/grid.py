@@ -20,6 +20,7 @@ from rismusic.array import Panel, direction, steering, steering_with_log_derivat
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.io import Recording
 from rismusic.spec import LocateSpec, SceneSpec, Wave
+from rismusic.text import short_repr
 
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
@@ -208,6 +209,8 @@ class SearchGrid:
     inside: Bool[Tensor, "P"] = field(init=False)
     """Points in front of the panel and inside the volume, up to half a step."""
     _steering: dict[torch.dtype, Tensor] = field(init=False, default_factory=dict, repr=False)
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         u_x, u_y, q = (axis.ravel() for axis in torch.meshgrid(self.u_x, self.u_y, self.q, indexing="ij"))

@@ -55,6 +55,7 @@ from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marqua
 from rismusic.estimation.maximum_likelihood import compiled_fits
 from rismusic.estimation.search import compiled_search
 from rismusic.sources import Sources
+from rismusic.text import short_repr
 
 # Newton decrement at convergence. f is of the order of 1, so the phases are off by about 1e-7 rad.
 _TOLERANCE = 1e-7
@@ -78,6 +79,8 @@ class Spectrum:
     vectors: Complex[Tensor, "*batch N C"]
     scale: Float[Tensor, "*batch"]
     sharp: bool
+
+    __repr__ = short_repr
 
     @classmethod
     def from_subspace(cls, vectors: Complex[Tensor, "*batch N C"]) -> Spectrum:

@@ -89,6 +89,13 @@ class PanelCalibration:
             if value > limit:
                 raise InputError(name, f"must be at most {limit:g}; got {value:g}. Calibrate again")
 
+    def __repr__(self) -> str:
+        used = "" if self.used is None else f", {int(self.used.sum())} of {len(self.used)} scenes used"
+        return (
+            f"PanelCalibration({len(self.elements)} elements, {int(self.dead.sum())} dead, remaining error "
+            f"{self.remaining_error:.2g}{used})"
+        )
+
     @property
     def dead(self) -> Bool[Tensor, "N"]:
         """Elements that do not respond: a modulus below 0.3."""

@@ -42,6 +42,8 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 _Word = TypeVar("_Word", bound=str)
 
 _LARGEST_SCENE_BYTES = 2**30
+# Names of a file that a message lists.
+_SHOWN = 6
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _STORES: dict[str, dict[str, type[Store]]] = {
     ".h5": {"an HDF5 file": Hdf5Store},
@@ -405,6 +407,9 @@ def _check_format(store: Store, names: set[str]) -> None:
                 f". Are the fields inside the struct {' or '.join(structs)}? Save them as variables: "
                 f"save('file.mat', '-struct', '{structs[0]}')"
             )
+        elif absent := [name for name in ("wavelength", "elements", "snapshots") if name not in names]:
+            found = sorted(names)[:_SHOWN]
+            hint = f", and no {', '.join(absent)}; it has {', '.join(found)}" if found else ""
         raise InputError(
             "format", f"{expected}, which marks the file as a recording; no such text in the file{hint}"
         )

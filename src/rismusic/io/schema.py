@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, Panel, faces_forward
+from rismusic.array import SPEED_OF_LIGHT, Panel, faces_forward, without_axes
 from rismusic.errors import InputError
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import MAX_RANGE_M, SymbolModel
@@ -319,12 +319,14 @@ def _measure(field: Field, description: Description, sizes: dict[str, int], *, m
             hint = ". Store one scene as [1, L, M]"
             if "F" in axes:
                 hint = ". One scene is [F, L, M]; if L = 1, pass snapshots[:, None, :]"
+        if name == "elements":
+            hint = without_axes(shape)
         if name == "snapshots" and len(shape) == 4:
             hint = ". Snapshots [S, F, L, M] of F subcarriers need frequencies, [F] in hertz"
         raise InputError(name, f"must be {_axes(field)}; got shape {list(description.shape)}{hint}")
     for axis, length in zip(axes, shape, strict=True):
         if axis == "3" and length != 3:
-            hint = " (transposed?)" if shape[0] == 3 else ""
+            hint = " (transposed?)" if shape[0] == 3 else without_axes(shape) if name == "elements" else ""
             raise InputError(name, f"must be {_axes(field)}; got shape {list(description.shape)}{hint}")
         if length < 1:
             raise InputError(name, f"needs at least one {AXES[axis]}; got shape {list(description.shape)}")

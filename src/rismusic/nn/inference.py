@@ -17,6 +17,7 @@ are located without the network, with a warning.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,7 @@ from rismusic.nn.network import GridNetwork, build_network
 from rismusic.nn.spec import SHIPPED, WeightsCard, card_of, weights_path
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, Wave, limits
+from rismusic.text import counted
 
 # Number of networks in the cache.
 _CACHED = 4
@@ -75,7 +77,8 @@ class LoadedNetwork:
         try:
             state = path.stat()
         except OSError as error:
-            raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+            hint = "" if path.suffix else f"; weights are a file or one of {', '.join(SHIPPED)}"
+            raise InputError(str(path), f"cannot be read: {failure(error).lower()}{hint}") from None
         version = state.st_mtime_ns, state.st_size
         return _load(path.absolute(), version, str(device), untrained, wave)
 
@@ -279,9 +282,15 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
     searched, scale = Volume.from_spec(spec), own.panel.wavelength / recording.wavelength
     nearest, farthest = searched.range_min * scale, searched.range_max * scale
     if not _within(replace(searched, range_min=nearest, range_max=farthest), own.volume):
-        return "the search volume is larger than the one they were trained on"
+        known = own.volume
+        return (
+            f"the search volume is larger than theirs (azimuth up to {math.degrees(known.azimuth_max):.4g} "
+            f"deg, elevation up to {math.degrees(known.elevation_max):.4g} deg, range "
+            f"{known.range_min / scale:.4g} to {known.range_max / scale:.4g} m)"
+        )
     if spec.sources == "auto" and spec.sources_max > loaded.card.sources_max:
-        return f"they know at most {loaded.card.sources_max} sources"
+        known_sources = counted(loaded.card.sources_max, "source")
+        return f"they know at most {known_sources}, but up to {spec.sources_max} are tried (--sources-max)"
     return None
 
 

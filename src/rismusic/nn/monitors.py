@@ -584,7 +584,7 @@ def _draw(
 ) -> Axes:
     """Draw named curves over the epochs, with a grid and a legend."""
     ax = ax or new_axes(None)[0]
-    at = [line["epoch"] + 1 for line in epochs]
+    at = [line["epoch"] for line in epochs]
     for number, (name, values) in enumerate(curves.items()):
         style, colour = ("-", "--", ":")[number // len(COLOURS)], COLOURS[number % len(COLOURS)]
         ax.plot(at, [_number(value) for value in values], style, c=colour, label=name)

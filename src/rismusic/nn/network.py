@@ -27,6 +27,7 @@ from rismusic.io import Recording
 from rismusic.nn.spec import NetworkSpec
 from rismusic.nn.statistics import GridStatistics, ScaledScenes
 from rismusic.registry import NETWORKS
+from rismusic.text import short_repr
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,6 +60,8 @@ class Prediction:
     inverse_range: Float[Tensor, "S Q"]
     existence_logits: Float[Tensor, "S Q"]
     grid_logits: Float[Tensor, "S T P"] | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         scenes, _, most = self.angle_factor.shape

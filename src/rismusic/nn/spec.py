@@ -217,7 +217,18 @@ class TrainSpec(Spec):
             raise InputError(
                 "system.panel.kind", "must be planar, with azimuths below 90 deg: networks see the front only"
             )
+        for name in ("rows", "columns"):
+            if getattr(self.system.panel, name) == 1:
+                raise InputError(
+                    f"system.panel.{name}",
+                    "must be at least 2, since networks estimate two angles and a line one",
+                )
         scene = self.system.scene
+        if scene.symbols not in ("gaussian", "qpsk"):
+            raise InputError(
+                "system.scene.symbols",
+                f"must be gaussian or qpsk, since networks take independent symbols; got {scene.symbols}",
+            )
         if scene.range_max_m == scene.range_min_m:
             raise InputError(
                 "system.scene.range_max_m",

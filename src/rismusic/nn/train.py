@@ -113,6 +113,9 @@ class Trainer:
             while not state.stopped:
                 beta = beta_at(spec.schedule, state.epoch, spec.seed)
                 weights = weights_at(spec.loss, spec.schedule, state.epoch, beta)
+                if self.group.is_main:
+                    place = f", from step {state.step}" if state.step else ""
+                    self._log(f"epoch {state.epoch} (0 to {spec.schedule.epochs - 1}){place}")
                 if state.step == 0:
                     self._probe(beta, weights)
                 while state.step < spec.steps_per_epoch:

@@ -82,6 +82,7 @@ class LocateReport:
         self._comparisons: list[Comparison] = []
         self._counts: Counter[tuple[int, int]] = Counter()
         self._warnings: Counter[str] = Counter()
+        self._methods: Counter[str] = Counter()
         self._recording: Recording | None = None
         self._spec: LocateSpec | None = None
 
@@ -103,6 +104,7 @@ class LocateReport:
         if (truth := recording.truth) is not None:
             recording = replace(recording, truth=truth.reordered(truth.active_first))
         self._spec = located.spec
+        self._methods.update(located.method)
         self._recording = self._recording or recording[:1]
         comparison = compare(recording, located)
         if comparison is not None:
@@ -165,6 +167,7 @@ class LocateReport:
             facts=dict(facts) if facts is not None else recording_facts(self._recording, len(self._rows)),
             remarks=list(remarks),
             settings=setting_rows(self._spec),
+            methods=self._methods.most_common(),
             method=self._spec.method,
             rows=within(rows, _OVERVIEW),
             details=details,
