@@ -53,8 +53,8 @@ def systems(draw, *, trainable=False):
             "symbols": "gaussian" if trainable else draw(one_of(["gaussian", "constant"])),
         },
         panel={
-            "rows": draw(st.integers(1, 4)),
-            "columns": draw(st.integers(1, 4)),
+            "rows": draw(st.integers(2 if trainable else 1, 4)),
+            "columns": draw(st.integers(2 if trainable else 1, 4)),
             "spacing_wavelengths": draw(one_of([0.1, 0.5, 1.0])),
             "kind": "planar" if trainable else draw(one_of(["planar", "circular"])),
         },
