@@ -49,6 +49,7 @@ from rismusic.estimation.maximum_likelihood import (
     refine,
     unpack,
 )
+from rismusic.estimation.model_error import MAX_ELEMENTS
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import OTHER_SYMBOLS, check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, beside, birth_death, log_prior, relax_sweeps
@@ -108,8 +109,9 @@ def locate(
             ``spec.sources``.
         spec: method, search volume and so on.
         device: where to compute, such as ``"cuda"``; the recording's device if none.
-        calibration: calibration of the panel, from :func:`rismusic.calibrate_panel`. Its remaining error is
-            the ``panel_error`` unless the settings give a number.
+        calibration: calibration of the panel, from :func:`rismusic.calibrate_panel`. Unless the settings give
+            a ``panel_error``, its remaining error is that if the number of sources is known. Otherwise the
+            error is estimated, so that a panel that has changed since is recognised.
         workers: number of processes, each with one thread, among which blocks of scenes are divided. One
             process divides them among as many threads as torch uses, up to 8.
         cluster: address of a Dask scheduler, such as ``tcp://host:8786``, whose workers take the place of
@@ -169,7 +171,8 @@ def chosen_settings(
         spec: the settings to start from; the default ones if none.
         n_sources: number of sources, if it is one for all scenes or ``auto``.
         settings: fields to change.
-        calibration: its remaining error is the ``panel_error`` unless the settings give a number.
+        calibration: its remaining error is the ``panel_error`` where ``auto`` does not estimate one: with a
+            known number of sources, and for large panels.
 
     Raises:
         InputError: a field is unknown, was renamed, or has a wrong value.
@@ -180,9 +183,25 @@ def chosen_settings(
     if isinstance(n_sources, (int, str)):
         settings = {**settings, "sources": n_sources}
     chosen = (spec or LocateSpec()).replace(**settings)
-    if calibration is not None and chosen.panel_error == "auto":
-        chosen = chosen.replace(panel_error=calibration.remaining_error)
-    return chosen
+    known = chosen.sources != "auto" or isinstance(n_sources, Tensor)
+    return with_remaining_error(chosen, calibration, known=known)
+
+
+def with_remaining_error(
+    spec: LocateSpec, calibration: PanelCalibration | None, *, known: bool
+) -> LocateSpec:
+    """The settings, with the remaining error of a calibration where ``auto`` does not estimate one.
+
+    Args:
+        spec: the settings.
+        calibration: calibration of the panel.
+        known: whether the number of sources is known.
+    """
+    if calibration is None or spec.panel_error != "auto":
+        return spec
+    if not known and len(calibration.elements) <= MAX_ELEMENTS:
+        return spec
+    return spec.replace(panel_error=calibration.remaining_error)
 
 
 def estimator_of(spec: LocateSpec) -> Estimator:

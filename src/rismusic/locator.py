@@ -23,7 +23,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import check_fit
 from rismusic.estimation.signal_model import for_geometry, with_signal_model
-from rismusic.hybrid import chosen_settings, estimator_of, locate_block
+from rismusic.hybrid import chosen_settings, estimator_of, locate_block, with_remaining_error
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
 from rismusic.operator import Link
@@ -89,6 +89,11 @@ class Locator:
         if recording is None:
             self._header["frequencies"] = self._panel.frequencies or None
         self._estimator = estimator_of(self.spec)
+        # Where calls give the number of sources.
+        self._told_spec = with_remaining_error(self.spec, calibration, known=True)
+        self._told_estimator = self._estimator
+        if self._told_spec != self.spec:
+            self._told_estimator = estimator_of(self._told_spec)
         if track:
             _check_track(self.spec)
         self._prepare(recording)
@@ -146,15 +151,17 @@ class Locator:
             recording = self._calibration.apply(recording)
         recording = with_signal_model(recording, self.spec)
         count: NSources = self.spec.sources
+        spec, estimator = self.spec, self._estimator
         if n_sources is not None:
+            spec, estimator = self._told_spec, self._told_estimator
             count = torch.as_tensor(whole_numbers(n_sources), device=self._device).expand(len(recording))
             check_fit(recording.stacked(), count, Volume.from_spec(self.spec))
         if not self._track:
-            return locate_block(recording, count, self._estimator, self.spec).detached().to("cpu")
+            return locate_block(recording, count, estimator, spec).detached().to("cpu")
         parts = []
         for scene in range(len(recording)):
             K = count[scene : scene + 1] if isinstance(count, Tensor) else count
-            part = locate_block(recording[scene], K, self._estimator, self.spec, improve=self._from_last)
+            part = locate_block(recording[scene], K, estimator, spec, improve=self._from_last)
             self._last = part.sources
             parts.append(part)
         return join_estimates(parts).detached().to("cpu")
