@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError, renamed_argument
+from rismusic.estimation.calibration import whitened
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import (
@@ -49,7 +50,6 @@ from rismusic.estimation.maximum_likelihood import (
     refine,
     unpack,
 )
-from rismusic.estimation.model_error import MAX_ELEMENTS
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import OTHER_SYMBOLS, check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, beside, birth_death, log_prior, relax_sweeps
@@ -131,7 +131,7 @@ def locate(
     """
     check_recording(recording)
     n_sources = whole_numbers(n_sources)
-    chosen = chosen_settings(spec, n_sources, settings, calibration)
+    chosen = chosen_settings(spec, n_sources, settings)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
@@ -143,11 +143,14 @@ def locate(
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
         check_fit(recording.stacked(), count, Volume.from_spec(chosen))
+    chosen, remaining = with_remaining_error(chosen, recording, calibration, count)
     slices = [slice(start, start + BLOCK_SCENES) for start in range(0, len(recording), BLOCK_SCENES)]
     blocks = [(recording[part], count[part] if isinstance(count, Tensor) else count) for part in slices]
     several = cluster is not None or workers > 1
     work = (
-        partial(_locate_in_worker, chosen) if several else partial(_locate_here, estimator_of(chosen), chosen)
+        partial(_locate_in_worker, chosen, remaining)
+        if several
+        else partial(_locate_here, estimator_of(chosen), chosen, remaining)
     )
     # Blocks in several threads, each with the operations of one: operations of one block gain less.
     threads = 1
@@ -163,16 +166,13 @@ def chosen_settings(
     spec: LocateSpec | None,
     n_sources: Int64[Tensor, "S"] | int | str | None,
     settings: Mapping[str, object],
-    calibration: PanelCalibration | None = None,
 ) -> LocateSpec:
-    """The settings of a call: a specification, changed by the arguments and by a calibration.
+    """The settings of a call: a specification, changed by the arguments.
 
     Args:
         spec: the settings to start from; the default ones if none.
         n_sources: number of sources, if it is one for all scenes or ``auto``.
         settings: fields to change.
-        calibration: its remaining error is the ``panel_error`` where ``auto`` does not estimate one: with a
-            known number of sources, and for large panels.
 
     Raises:
         InputError: a field is unknown, was renamed, or has a wrong value.
@@ -182,26 +182,30 @@ def chosen_settings(
             raise InputError(name, changed)
     if isinstance(n_sources, (int, str)):
         settings = {**settings, "sources": n_sources}
-    chosen = (spec or LocateSpec()).replace(**settings)
-    known = chosen.sources != "auto" or isinstance(n_sources, Tensor)
-    return with_remaining_error(chosen, calibration, known=known)
+    return (spec or LocateSpec()).replace(**settings)
 
 
 def with_remaining_error(
-    spec: LocateSpec, calibration: PanelCalibration | None, *, known: bool
-) -> LocateSpec:
-    """The settings, with the remaining error of a calibration where ``auto`` does not estimate one.
+    spec: LocateSpec, recording: Recording, calibration: PanelCalibration | None, n_sources: NSources
+) -> tuple[LocateSpec, float]:
+    """The settings for a calibrated panel, and the remaining error that is whitened.
+
+    With an unknown number of sources, errors of the panel that exceed the remaining error of the calibration
+    are estimated; the remaining error itself is noise. Otherwise it is the ``panel_error``. One that the
+    settings give stays.
 
     Args:
         spec: the settings.
+        recording: scenes, with the signal model that the settings ask for.
         calibration: calibration of the panel.
-        known: whether the number of sources is known.
+        n_sources: number of sources, or ``auto``.
     """
     if calibration is None or spec.panel_error != "auto":
-        return spec
-    if not known and len(calibration.elements) <= MAX_ELEMENTS:
-        return spec
-    return spec.replace(panel_error=calibration.remaining_error)
+        return spec, 0.0
+    plain = not recording.has_coherent_symbols and recording.frequencies is None
+    if isinstance(n_sources, str) and plain and spec.noise == "white":
+        return spec, calibration.remaining_error
+    return spec.replace(panel_error=calibration.remaining_error), 0.0
 
 
 def estimator_of(spec: LocateSpec) -> Estimator:
@@ -210,14 +214,16 @@ def estimator_of(spec: LocateSpec) -> Estimator:
     return make(spec)
 
 
-def _locate_here(estimator: Estimator, spec: LocateSpec, block: tuple[Recording, NSources]) -> Estimate:
-    return locate_block(*block, estimator, spec)
+def _locate_here(
+    estimator: Estimator, spec: LocateSpec, remaining: float, block: tuple[Recording, NSources]
+) -> Estimate:
+    return locate_block(*block, estimator, spec, remaining_error=remaining)
 
 
-def _locate_in_worker(spec: LocateSpec, block: tuple[Recording, NSources]) -> Estimate:
+def _locate_in_worker(spec: LocateSpec, remaining: float, block: tuple[Recording, NSources]) -> Estimate:
     load_plugins(spec.plugins)
     with one_thread():
-        return locate_block(*block, estimator_of(spec), spec)
+        return locate_block(*block, estimator_of(spec), spec, remaining_error=remaining)
 
 
 def locate_block(
@@ -226,6 +232,7 @@ def locate_block(
     estimator: Estimator,
     spec: LocateSpec,
     *,
+    remaining_error: float = 0.0,
     improve: Callable[[Recording, Estimate], Estimate] | None = None,
 ) -> Estimate:
     """Locate scenes that are processed together: estimator, noise model and diagnosis.
@@ -235,8 +242,11 @@ def locate_block(
         n_sources: the number of sources, or ``auto``.
         estimator: the estimator of the settings.
         spec: the settings.
+        remaining_error: error of the panel's responses that is whitened as noise.
         improve: changes the estimate before it is diagnosed; not called for impulsive noise.
     """
+    if remaining_error:
+        recording = replace(whitened(recording.stacked(), remaining_error), noise_variance=None)
     if spec.noise == "impulsive":
         # The diagnosis takes no weights of samples.
         return locate_with_impulses(estimator, recording, n_sources, spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Int64
@@ -75,7 +76,7 @@ class Locator:
         track: bool = False,
         **settings: object,
     ) -> None:
-        chosen = chosen_settings(spec, whole_numbers(n_sources), settings, calibration)
+        chosen = chosen_settings(spec, whole_numbers(n_sources), settings)
         self._device = device_of(device or "cpu")
         self._calibration, self._track = calibration, track
         self._last: Sources | None = None
@@ -89,11 +90,6 @@ class Locator:
         if recording is None:
             self._header["frequencies"] = self._panel.frequencies or None
         self._estimator = estimator_of(self.spec)
-        # Where calls give the number of sources.
-        self._told_spec = with_remaining_error(self.spec, calibration, known=True)
-        self._told_estimator = self._estimator
-        if self._told_spec != self.spec:
-            self._told_estimator = estimator_of(self._told_spec)
         if track:
             _check_track(self.spec)
         self._prepare(recording)
@@ -151,17 +147,19 @@ class Locator:
             recording = self._calibration.apply(recording)
         recording = with_signal_model(recording, self.spec)
         count: NSources = self.spec.sources
-        spec, estimator = self.spec, self._estimator
         if n_sources is not None:
-            spec, estimator = self._told_spec, self._told_estimator
             count = torch.as_tensor(whole_numbers(n_sources), device=self._device).expand(len(recording))
             check_fit(recording.stacked(), count, Volume.from_spec(self.spec))
+        spec, remaining = with_remaining_error(self.spec, recording, self._calibration, count)
+        estimator = self._estimator if spec == self.spec else estimator_of(spec)
+        locate = partial(locate_block, estimator=estimator, spec=spec, remaining_error=remaining)
         if not self._track:
-            return locate_block(recording, count, estimator, spec).detached().to("cpu")
+            return locate(recording, count).detached().to("cpu")
+        _check_track(spec)
         parts = []
         for scene in range(len(recording)):
             K = count[scene : scene + 1] if isinstance(count, Tensor) else count
-            part = locate_block(recording[scene], K, estimator, spec, improve=self._from_last)
+            part = locate(recording[scene], K, improve=self._from_last)
             self._last = part.sources
             parts.append(part)
         return join_estimates(parts).detached().to("cpu")

@@ -557,6 +557,20 @@ def test_sources_are_where_they_are_as_often_as_stated():
     assert float(stated[there].mean() - stated[~there].mean()) > 0.2
 
 
+@pytest.mark.parametrize("antennas", [1, 8])
+def test_a_pilot_that_nobody_sends_is_noted(antennas):
+    scene = {"symbols": "pilots"}
+    small = {"panel": {"rows": 6, "columns": 6}, "codebook": {"snapshots": 48}}
+    made = simulate(scenes=8, sources=2, snr_db=10, scene=scene, channel={"antennas": antennas}, **small)
+    quarter = torch.randint(4, made.pilots[..., :1].shape, generator=torch.Generator().manual_seed(1))
+    unsent = torch.polar(torch.ones(quarter.shape), torch.pi / 2 * quarter)
+    pilots = torch.cat((made.pilots, unsent.to(made.pilots.dtype)), dim=-1)
+    found = locate(blind(made, pilots=pilots, truth=None), method="omp")
+    stated = found.existence_probability
+    assert bool((stated[:, 2] < 0.9).all())
+    assert float((stated[:, :2] > 0.9).double().mean()) > 0.9
+
+
 def test_sources_behind_a_channel_of_low_rank_are_counted_or_doubtful():
     """Ray-traced scenes. Sources without power tied with none, and coincident ones with diffuse noise."""
     recording = load_sample("raytraced_20dB")

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic import Locator, PanelCalibration, calibrate_panel, locate, plot_panel_calibration, simulate, write
+from rismusic import (
+    Locator,
+    PanelCalibration,
+    calibrate_panel,
+    locate,
+    plot_panel_calibration,
+    simulate,
+    write,
+)
 from rismusic.array import Panel
 from rismusic.cli import main
 from rismusic.errors import InputError
@@ -90,7 +98,9 @@ def test_locate_uses_it(recording, calibration):
 
 def test_a_panel_that_has_changed_since_is_doubted(calibration):
     changed = SETTINGS | {"seed": 5}  # another panel
-    estimate = locate(simulate(scenes=8, split="validation", **changed), method="omp", calibration=calibration)
+    estimate = locate(
+        simulate(scenes=8, split="validation", **changed), method="omp", calibration=calibration
+    )
     assert estimate.status == ["doubtful"] * 8
     same = locate(simulate(scenes=8, split="validation", **SETTINGS), method="omp", calibration=calibration)
     assert same.status.count("ok") >= 7

@@ -605,7 +605,7 @@ def _with_reasons(
     if recording.pilots is None:
         fitted = isinstance(n_sources, str)
         estimate = _with_extended(sentences, recording, estimate, moves, error_fitted=fitted)
-        estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
+    estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
     for scene, sentence in _better_wave(recording, estimate, spec):
         sentences[scene].append(sentence)
@@ -672,22 +672,26 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
     scenes, which = weak.nonzero().unbind(-1)
     if len(scenes) == 0:
         return probability
-    searched, place = scenes.unique(return_inverse=True)
-    search = GridSearch(Dictionary.of(searched_grid(recording, spec)), recording[searched])
     assert estimate.sources.power is not None
-    K = active.shape[1]
-    for start in range(0, len(scenes), _BLOCK_SEARCHES):
-        rows, k = scenes[start : start + _BLOCK_SEARCHES], which[start : start + _BLOCK_SEARCHES]
-        # The others come first.
-        number = torch.arange(K - 1, device=k.device)
-        others = number + (number >= k[:, None])
-        at = positions[rows[:, None], others], active[rows[:, None], others]
-        power = torch.where(at[1], estimate.sources.power[rows[:, None], others], 0).double()
-        rest = project_out(recording[rows], *at, (power, estimate.noise_variance[rows].double()))
-        elsewhere = search.best_gain_beyond(
-            place[start : start + _BLOCK_SEARCHES], rest, positions[rows, k], math.radians(_ELSEWHERE_DEG)
-        )
-        probability[rows, k] = torch.sigmoid(EVIDENCE_WEIGHT * (gain[rows, k] - elsewhere))
+    dictionary = Dictionary.of(searched_grid(recording, spec))
+    # Sources with pilots of their own are searched one after the other.
+    own = which if recording.link.pilots is not None else torch.zeros_like(which)
+    for number in own.unique().tolist():
+        some = (own == number).nonzero()[:, 0]
+        searched, place = scenes[some].unique(return_inverse=True)
+        part = recording[searched]
+        search = GridSearch(dictionary, part, part.link.for_pilots(number))
+        for start in range(0, len(some), _BLOCK_SEARCHES):
+            block = slice(start, start + _BLOCK_SEARCHES)
+            rows, k = scenes[some[block]], which[some[block]]
+            others = active[rows].scatter(1, k[:, None], value=False)
+            power = torch.where(others, estimate.sources.power[rows], 0).double()
+            noise = estimate.noise_variance[rows].double()
+            rest = project_out(recording[rows], positions[rows], others, (power, noise))
+            elsewhere = search.best_gain_beyond(
+                place[block], rest, positions[rows, k], math.radians(_ELSEWHERE_DEG)
+            )
+            probability[rows, k] = torch.sigmoid(EVIDENCE_WEIGHT * (gain[rows, k] - elsewhere))
     return probability
 
 
