@@ -90,6 +90,14 @@ def test_the_panel_error_of_a_scene_stays_beside_sound_scenes(erring):
     assert (found.panel_error[:3] > 0.05).all()
 
 
+def test_sound_scenes_beside_those_of_a_panel_that_errs_stay_sound():
+    hardware = {"static_phase_rad": 0.25}
+    sound, bad = simulate(scenes=6, snr_db=20, seed=8), simulate(scenes=9, snr_db=20, hardware=hardware)
+    found = locate(blind(Recording.concatenate([sound, bad])), method="omp")
+    assert found.status[:6] == ["ok"] * 6
+    assert "ok" not in found.status[6:]
+
+
 def test_a_panel_that_errs_makes_no_sources_of_constant_symbols():
     made = simulate(
         scenes=4,

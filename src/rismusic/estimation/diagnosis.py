@@ -56,6 +56,7 @@ from rismusic.estimation.model_error import (
     MAX_ELEMENTS,
     ModelError,
     can_err,
+    diffuse_evidence,
     model_error,
     motion,
     spread_gain,
@@ -265,12 +266,16 @@ def _weighed_twice(
         return estimate
     common = float(pooled.mean())
     white = whitened_by(recording, torch.full_like(error.diffuse, common))
-    estimate, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
+    again, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
+    # Scenes whose own snapshots speak against it stay as they are.
+    evidence = diffuse_evidence(recording, *unpack(again.sources, recording), (common,))[:, 0]
+    some = (evidence > 0).nonzero()[:, 0]
+    again = again[some]
     sentences = [
         [*one, _diffuse_sentence(common, K)]
-        for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
+        for one, K in zip(again.warnings, again.n_sources.tolist(), strict=True)
     ]
-    return replace(estimate, warnings=sentences)
+    return _put(estimate, some, replace(again, warnings=sentences))
 
 
 def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
