@@ -286,6 +286,24 @@ def test_paths_of_one_source_are_named():
     assert not any(said(locate(blind(made), method="omp", n_sources=2), "reflection"))
 
 
+def test_paths_on_several_subcarriers_are_named():
+    """The relative phase of a path differs from subcarrier to subcarrier."""
+    F = 8
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"kind": "direct"}, "codebook": {"snapshots": 4}}
+    wideband = {"subcarriers": F, "bandwidth_hz": 50e6}
+    made = simulate(scenes=6, sources=2, snr_db=15, seed=4, wideband=wideband, **system)
+    assert not any(said(locate(blind(made), n_sources=2, method="omp"), "send the same signal"))
+    s = made.truth.symbols.to(torch.complex128).unflatten(2, (F, -1))  # [S, K, F, L]
+    turn = torch.polar(torch.full((F,), 0.5, dtype=torch.float64), torch.arange(F).double() * 1.9)
+    s[:, 1] = s[:, 0] * turn[:, None]
+    A = made.truth.steering(made.panel).unflatten(1, (F, -1))  # [S, F, N, K]
+    field = (A.to(s.dtype) @ s.movedim(1, 2)).mT
+    noise = torch.randn(field.shape, dtype=field.dtype, generator=torch.Generator().manual_seed(1))
+    level = (field.abs().square().mean((1, 2, 3), keepdim=True) / 10**1.5).sqrt()
+    echoed = blind(made, snapshots=(field + level * noise).to(made.snapshots.dtype), truth=None)
+    assert sum(said(locate(echoed, n_sources=2, method="omp"), "send the same signal")) >= 5
+
+
 def test_a_source_that_moves_is_one_source():
     made = simulate(scenes=4, sources=1, snr_db=20, seed=21)
     field = along_path(made, 0.3)

@@ -269,7 +269,8 @@ def _weighed_twice(
     again, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
     # Scenes whose own snapshots speak against it stay as they are.
     evidence = diffuse_evidence(recording, *unpack(again.sources, recording), (common,))[:, 0]
-    some = (evidence > 0).nonzero()[:, 0]
+    share = (share * len(recording) + _PRIOR[0]) / (len(recording) + sum(_PRIOR))
+    some = (evidence > math.log(1 / share - 1)).nonzero()[:, 0]
     again = again[some]
     sentences = [
         [*one, _diffuse_sentence(common, K)]
@@ -366,7 +367,9 @@ def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Est
     return join_estimates(parts)[torch.cat((kept, scenes)).argsort()]
 
 
-def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Tensor, "S K K"]:
+def _coherence_p_value(
+    at: SufficientStatistics, estimate: Estimate, subcarriers: int = 1
+) -> Float[Tensor, "S K K"]:
     r"""Probability of a correlation of two sources' symbols at least as large as this one, if independent.
 
     With :math:`v_l = C_l^H R_l^{-1} y_l`, whose covariance is :math:`V_l = C_l^H R_l^{-1} C_l`,
@@ -374,9 +377,13 @@ def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Te
     .. math:: x_{ij} = \frac{|\sum_l (v_{il} v_{jl}^* - [V_l]_{ij})|^2}{\sum_l |v_{il}|^2 \sum_l |v_{jl}|^2},
         \qquad p_{ij} = (1 - x_{ij})^{L - 1}.
 
+    The delay of a path turns its symbols from subcarrier to subcarrier, so that those of each one are
+    compared, and their p-values combined (Fisher).
+
     Args:
         at: sufficient statistics at the sources of S scenes.
         estimate: of these scenes.
+        subcarriers: F, whose snapshots come one after the other.
 
     Returns:
         p_ij; 1 on the diagonal and without a source.
@@ -391,10 +398,16 @@ def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Te
     )
     V = (at.gram - at.gram @ solved[..., :K]) / noise[:, None, None, None]
     v = (at.cross - (at.gram @ solved[..., K:])[..., 0]) / noise[:, None, None]
-    excess = (v[..., :, None] * v[..., None, :].conj() - V).sum(1)
-    energy = v.abs().square().sum(1)
-    x = excess.abs().square() / (energy[:, :, None] * energy[:, None, :]).clamp_min(1e-300)
-    p = (1 - x.clamp(0, 1)).pow(at.cross.shape[1] - 1)
+    product, V = (
+        one.unflatten(1, (subcarriers, -1)).sum(2) for one in (v[..., :, None] * v[..., None, :].conj(), V)
+    )
+    energy = v.abs().square().unflatten(1, (subcarriers, -1)).sum(2)
+    # Of few snapshots the difference may exceed the energies, which no product of their symbols does.
+    excess = torch.minimum((product - V).abs(), product.abs()).square()
+    x = excess / (energy[..., :, None] * energy[..., None, :]).clamp_min(1e-300)
+    L = at.cross.shape[1] // subcarriers
+    nats = -(L - 1) * (1 - x.clamp(0, 1 - 1e-15)).log().sum(1)
+    p = torch.special.gammaincc(torch.full_like(nats, subcarriers), nats)
     pair = active[:, :, None] & active[:, None, :] & ~torch.eye(K, dtype=torch.bool, device=active.device)
     return torch.where(pair, p, 1.0)
 
@@ -600,9 +613,14 @@ def _with_reasons(
     sentences = [list(one) for one in estimate.warnings]
     positions, active = unpack(estimate.sources, recording)
     narrowband = recording.frequencies is None
-    if positions.shape[1] and narrowband and recording.symbols == "independent":
-        _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
-        _add_rank(sentences, recording, estimate, spec)
+    if positions.shape[1] and recording.symbols == "independent":
+        at = sufficient_statistics(recording, positions, active)
+        if narrowband:
+            _add_symbols(sentences, at, estimate)
+            _add_rank(sentences, recording, estimate, spec)
+        else:
+            subcarriers = recording.link.subcarriers
+            _add_coherent(sentences, _coherence_p_value(at, estimate, subcarriers) < _COHERENT)
     sources, moves = estimate.sources, torch.zeros_like(active)
     if narrowband:
         sources, moves = _add_motion(sentences, recording, estimate)
@@ -717,16 +735,7 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
             sentences[scene].append(Reason(f"{text} (try --noise impulsive), or sources that take turns"))
     coherent = _coherence_p_value(at, estimate) < _COHERENT
     coherent &= ~(lone[:, :, None] | lone[:, None, :])
-    for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
-        from scipy.sparse.csgraph import connected_components  # takes long to import
-
-        _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
-        for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
-            first, *others = [str(one) for one in np.flatnonzero(label == group)]
-            paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
-            text = f"sources {all_of([first, *others])} send the same signal: "
-            text += f"{paths.format(all_of(others))} of source {first}"
-            sentences[scene].append(Reason(text, "sources_coherent"))
+    _add_coherent(sentences, coherent)
     x = s.sum(1).abs().square() / (L * total)
     p = (1 - x.clamp(0, 1)).pow(L - 1)
     for scene, source in (at.active & (p < _COHERENT)).nonzero().tolist():
@@ -737,6 +746,20 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
                 "symbols_repeated",
             )
         )
+
+
+def _add_coherent(sentences: list[list[str]], coherent: Bool[Tensor, "S K K"]) -> None:
+    """Add sources that send the same signal, one sentence for each group of them."""
+    for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
+        from scipy.sparse.csgraph import connected_components  # takes long to import
+
+        _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
+        for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
+            first, *others = [str(one) for one in np.flatnonzero(label == group)]
+            paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
+            text = f"sources {all_of([first, *others])} send the same signal: "
+            text += f"{paths.format(all_of(others))} of source {first}"
+            sentences[scene].append(Reason(text, "sources_coherent"))
 
 
 def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec) -> None:
