@@ -409,6 +409,17 @@ def test_another_wave_is_named():
     assert not any(said(locate(made, method="omp", sources_max=2), "--wave"))
 
 
+def test_another_wave_is_not_named_of_scenes_that_speak_against_it():
+    one = {"sources": 1, "snr_db": 20}
+    sound = simulate(scenes=2, scene={"range_min_m": 3.0, "range_max_m": 4.0}, **one)
+    other = simulate(
+        scenes=6, scene={"range_min_m": 1.0, "range_max_m": 2.0}, panel={"wave": "fresnel"}, **one
+    )
+    made = Recording.concatenate([sound, replace(other, wave="spherical")])
+    named = said(locate(blind(made), method="omp", sources_max=2), "try --wave fresnel")
+    assert named == [False] * 2 + [True] * 6
+
+
 def test_waves_that_the_first_scenes_exclude_are_not_compared_with_the_others(monkeypatch):
     made = blind(simulate(scenes=6, sources=1, snr_db=20, panel={"wave": "fresnel"}, seed=9))
     monkeypatch.setattr(diagnosis, "_WAVE_SCENES", 2)

@@ -121,7 +121,8 @@ _LARGE_ERROR = 0.15
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
 # Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
 _OUTSIDE_NATS = 2.0
-# The same from which on a scene is doubtful although they are not taken: three error bars.
+# The same from which on a scene is doubtful although they are not taken: three error bars. A scene that
+# speaks against another wave by less is doubtful with the others of its recording.
 _BEYOND_NATS = 4.5
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
@@ -935,7 +936,7 @@ def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: 
 
 
 def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
-    """A sentence for each scene if another form of the wave explains the recording better."""
+    """A sentence if another form of the wave explains the recording better, for scenes not against it."""
     some = (estimate.n_sources > 0).nonzero()[:, 0]
     if len(some) == 0:
         return []
@@ -960,20 +961,20 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
                 del gains[wave]
         if not gains:
             return []
-    best, name = _WAVE_NATS, None
+    best, name, each = _WAVE_NATS, None, None
     for wave, rough in gains.items():
         # Where a rough fit is worse, an exact one is not better by this much.
         if rough > 0:
-            gain = float((value(recording.wave, slice(None)) - value(wave, slice(None))).sum())
-            if gain > best:
-                best, name = gain, wave
-    if name is None:
+            gain = value(recording.wave, slice(None)) - value(wave, slice(None))
+            if float(gain.sum()) > best:
+                best, name, each = float(gain.sum()), wave, gain
+    if each is None:
         return []
     sentence = Reason(
         f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
         f"try --wave {name}"
     )
-    return [(scene, sentence) for scene in some.tolist()]
+    return [(scene, sentence) for scene in some[each > -_BEYOND_NATS].tolist()]
 
 
 def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
