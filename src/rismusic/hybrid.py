@@ -35,6 +35,7 @@ from rismusic.estimation.estimate import (
     Reason,
     from_fit,
     join_estimates,
+    received_db,
     whole_numbers,
 )
 from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
@@ -246,7 +247,12 @@ def locate_block(
         improve: changes the estimate before it is diagnosed; not called for impulsive noise.
     """
     if remaining_error:
-        recording = replace(whitened(recording.stacked(), remaining_error), noise_variance=None)
+        plain = recording.stacked()
+        white = replace(whitened(plain, remaining_error), noise_variance=None)
+        estimate = locate_block(white, n_sources, estimator, spec, improve=improve)
+        # Powers over the noise of the receiver, without the error.
+        noise = noise_of(plain).double()
+        return replace(estimate, noise_variance=noise, snr_db=received_db(plain, estimate.sources, noise))
     if spec.noise == "impulsive":
         # The diagnosis takes no weights of samples.
         return locate_with_impulses(estimator, recording, n_sources, spec)
