@@ -218,13 +218,13 @@ def estimator_of(spec: LocateSpec) -> Estimator:
 def _locate_here(
     estimator: Estimator, spec: LocateSpec, remaining: float, block: tuple[Recording, NSources]
 ) -> Estimate:
-    return locate_block(*block, estimator, spec, remaining_error=remaining)
+    return locate_block(*block, estimator, spec, remaining)
 
 
 def _locate_in_worker(spec: LocateSpec, remaining: float, block: tuple[Recording, NSources]) -> Estimate:
     load_plugins(spec.plugins)
     with one_thread():
-        return locate_block(*block, estimator_of(spec), spec, remaining_error=remaining)
+        return locate_block(*block, estimator_of(spec), spec, remaining)
 
 
 def locate_block(
@@ -232,8 +232,8 @@ def locate_block(
     n_sources: NSources,
     estimator: Estimator,
     spec: LocateSpec,
-    *,
     remaining_error: float = 0.0,
+    *,
     improve: Callable[[Recording, Estimate], Estimate] | None = None,
 ) -> Estimate:
     """Locate scenes that are processed together: estimator, noise model and diagnosis.
