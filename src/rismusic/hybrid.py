@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rismusic.devices import device_of, one_thread
 from rismusic.errors import InputError, renamed_argument
+from rismusic.estimation.calibration import whitened
 from rismusic.estimation.classical import ClassicalEstimator, calibrated, counts_of, fit_nothing
 from rismusic.estimation.diagnosis import Refit, diagnosed
 from rismusic.estimation.estimate import (
@@ -34,6 +35,7 @@ from rismusic.estimation.estimate import (
     Reason,
     from_fit,
     join_estimates,
+    received_db,
     whole_numbers,
 )
 from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
@@ -108,8 +110,9 @@ def locate(
             ``spec.sources``.
         spec: method, search volume and so on.
         device: where to compute, such as ``"cuda"``; the recording's device if none.
-        calibration: calibration of the panel, from :func:`rismusic.calibrate_panel`. Its remaining error is
-            the ``panel_error`` unless the settings give a number.
+        calibration: calibration of the panel, from :func:`rismusic.calibrate_panel`. Unless the settings give
+            a ``panel_error``, its remaining error is that if the number of sources is known. Otherwise the
+            error is estimated, so that a panel that has changed since is recognised.
         workers: number of processes, each with one thread, among which blocks of scenes are divided. One
             process divides them among as many threads as torch uses, up to 8.
         cluster: address of a Dask scheduler, such as ``tcp://host:8786``, whose workers take the place of
@@ -129,7 +132,7 @@ def locate(
     """
     check_recording(recording)
     n_sources = whole_numbers(n_sources)
-    chosen = chosen_settings(spec, n_sources, settings, calibration)
+    chosen = chosen_settings(spec, n_sources, settings)
     home = recording.snapshots.device
     if device is not None:
         recording = recording.to(device_of(device))
@@ -141,11 +144,14 @@ def locate(
     if isinstance(n_sources, Tensor):
         count = n_sources.to(recording.snapshots.device)
         check_fit(recording.stacked(), count, Volume.from_spec(chosen))
+    chosen, remaining = with_remaining_error(chosen, recording, calibration, count)
     slices = [slice(start, start + BLOCK_SCENES) for start in range(0, len(recording), BLOCK_SCENES)]
     blocks = [(recording[part], count[part] if isinstance(count, Tensor) else count) for part in slices]
     several = cluster is not None or workers > 1
     work = (
-        partial(_locate_in_worker, chosen) if several else partial(_locate_here, estimator_of(chosen), chosen)
+        partial(_locate_in_worker, chosen, remaining)
+        if several
+        else partial(_locate_here, estimator_of(chosen), chosen, remaining)
     )
     # Blocks in several threads, each with the operations of one: operations of one block gain less.
     threads = 1
@@ -161,15 +167,13 @@ def chosen_settings(
     spec: LocateSpec | None,
     n_sources: Int64[Tensor, "S"] | int | str | None,
     settings: Mapping[str, object],
-    calibration: PanelCalibration | None = None,
 ) -> LocateSpec:
-    """The settings of a call: a specification, changed by the arguments and by a calibration.
+    """The settings of a call: a specification, changed by the arguments.
 
     Args:
         spec: the settings to start from; the default ones if none.
         n_sources: number of sources, if it is one for all scenes or ``auto``.
         settings: fields to change.
-        calibration: its remaining error is the ``panel_error`` unless the settings give a number.
 
     Raises:
         InputError: a field is unknown, was renamed, or has a wrong value.
@@ -179,10 +183,30 @@ def chosen_settings(
             raise InputError(name, changed)
     if isinstance(n_sources, (int, str)):
         settings = {**settings, "sources": n_sources}
-    chosen = (spec or LocateSpec()).replace(**settings)
-    if calibration is not None and chosen.panel_error == "auto":
-        chosen = chosen.replace(panel_error=calibration.remaining_error)
-    return chosen
+    return (spec or LocateSpec()).replace(**settings)
+
+
+def with_remaining_error(
+    spec: LocateSpec, recording: Recording, calibration: PanelCalibration | None, n_sources: NSources
+) -> tuple[LocateSpec, float]:
+    """The settings for a calibrated panel, and the remaining error that is whitened.
+
+    With an unknown number of sources, errors of the panel that exceed the remaining error of the calibration
+    are estimated; the remaining error itself is noise. Otherwise it is the ``panel_error``. One that the
+    settings give stays.
+
+    Args:
+        spec: the settings.
+        recording: scenes, with the signal model that the settings ask for.
+        calibration: calibration of the panel.
+        n_sources: number of sources, or ``auto``.
+    """
+    if calibration is None or spec.panel_error != "auto":
+        return spec, 0.0
+    plain = not recording.has_coherent_symbols and recording.frequencies is None
+    if isinstance(n_sources, str) and plain and spec.noise == "white":
+        return spec, calibration.remaining_error
+    return spec.replace(panel_error=calibration.remaining_error), 0.0
 
 
 def estimator_of(spec: LocateSpec) -> Estimator:
@@ -191,14 +215,16 @@ def estimator_of(spec: LocateSpec) -> Estimator:
     return make(spec)
 
 
-def _locate_here(estimator: Estimator, spec: LocateSpec, block: tuple[Recording, NSources]) -> Estimate:
-    return locate_block(*block, estimator, spec)
+def _locate_here(
+    estimator: Estimator, spec: LocateSpec, remaining: float, block: tuple[Recording, NSources]
+) -> Estimate:
+    return locate_block(*block, estimator, spec, remaining)
 
 
-def _locate_in_worker(spec: LocateSpec, block: tuple[Recording, NSources]) -> Estimate:
+def _locate_in_worker(spec: LocateSpec, remaining: float, block: tuple[Recording, NSources]) -> Estimate:
     load_plugins(spec.plugins)
     with one_thread():
-        return locate_block(*block, estimator_of(spec), spec)
+        return locate_block(*block, estimator_of(spec), spec, remaining)
 
 
 def locate_block(
@@ -206,6 +232,7 @@ def locate_block(
     n_sources: NSources,
     estimator: Estimator,
     spec: LocateSpec,
+    remaining_error: float = 0.0,
     *,
     improve: Callable[[Recording, Estimate], Estimate] | None = None,
 ) -> Estimate:
@@ -216,8 +243,16 @@ def locate_block(
         n_sources: the number of sources, or ``auto``.
         estimator: the estimator of the settings.
         spec: the settings.
+        remaining_error: error of the panel's responses that is whitened as noise.
         improve: changes the estimate before it is diagnosed; not called for impulsive noise.
     """
+    if remaining_error:
+        plain = recording.stacked()
+        white = replace(whitened(plain, remaining_error), noise_variance=None)
+        estimate = locate_block(white, n_sources, estimator, spec, improve=improve)
+        # Powers over the noise of the receiver, without the error.
+        noise = noise_of(plain).double()
+        return replace(estimate, noise_variance=noise, snr_db=received_db(plain, estimate.sources, noise))
     if spec.noise == "impulsive":
         # The diagnosis takes no weights of samples.
         return locate_with_impulses(estimator, recording, n_sources, spec)

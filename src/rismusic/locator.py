@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Int64
@@ -23,7 +24,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import check_fit
 from rismusic.estimation.signal_model import for_geometry, with_signal_model
-from rismusic.hybrid import chosen_settings, estimator_of, locate_block
+from rismusic.hybrid import chosen_settings, estimator_of, locate_block, with_remaining_error
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
 from rismusic.operator import Link
@@ -75,7 +76,7 @@ class Locator:
         track: bool = False,
         **settings: object,
     ) -> None:
-        chosen = chosen_settings(spec, whole_numbers(n_sources), settings, calibration)
+        chosen = chosen_settings(spec, whole_numbers(n_sources), settings)
         self._device = device_of(device or "cpu")
         self._calibration, self._track = calibration, track
         self._last: Sources | None = None
@@ -149,12 +150,16 @@ class Locator:
         if n_sources is not None:
             count = torch.as_tensor(whole_numbers(n_sources), device=self._device).expand(len(recording))
             check_fit(recording.stacked(), count, Volume.from_spec(self.spec))
+        spec, remaining = with_remaining_error(self.spec, recording, self._calibration, count)
+        estimator = self._estimator if spec == self.spec else estimator_of(spec)
+        locate = partial(locate_block, estimator=estimator, spec=spec, remaining_error=remaining)
         if not self._track:
-            return locate_block(recording, count, self._estimator, self.spec).detached().to("cpu")
+            return locate(recording, count).detached().to("cpu")
+        _check_track(spec)
         parts = []
         for scene in range(len(recording)):
             K = count[scene : scene + 1] if isinstance(count, Tensor) else count
-            part = locate_block(recording[scene], K, self._estimator, self.spec, improve=self._from_last)
+            part = locate(recording[scene], K, improve=self._from_last)
             self._last = part.sources
             parts.append(part)
         return join_estimates(parts).detached().to("cpu")

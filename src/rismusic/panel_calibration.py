@@ -165,7 +165,7 @@ def _fit(
     known: bool,
 ) -> tuple[PanelFit, Bool[Tensor, "S"]]:
     """Fit the panel; fit again without the scenes that it does not explain."""
-    for _ in range(2):
+    for last in (False, True):
         numbers = used.nonzero()[:, 0]
         if len(numbers) == 0:
             raise InputError("recording", "no scene has a source; the panel cannot be calibrated")
@@ -182,7 +182,7 @@ def _fit(
         )
         ratio = fit.noise / noise_of(part).double()
         bad = ratio > _BAD_FIT * ratio.median()
-        if not bool(bad.any()):
+        if last or not bool(bad.any()):
             break
         used = used.clone()
         used[numbers[bad]] = False

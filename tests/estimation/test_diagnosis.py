@@ -91,6 +91,14 @@ def test_the_panel_error_of_a_scene_stays_beside_sound_scenes(erring):
     assert (found.panel_error[:3] > 0.05).all()
 
 
+def test_sound_scenes_beside_those_of_a_panel_that_errs_stay_sound():
+    hardware = {"static_phase_rad": 0.25}
+    sound, bad = simulate(scenes=6, snr_db=20, seed=8), simulate(scenes=9, snr_db=20, hardware=hardware)
+    found = locate(blind(Recording.concatenate([sound, bad])), method="omp")
+    assert found.status[:6] == ["ok"] * 6
+    assert "ok" not in found.status[6:]
+
+
 def test_a_panel_that_errs_makes_no_sources_of_constant_symbols():
     made = simulate(
         scenes=4,
@@ -312,6 +320,24 @@ def test_paths_of_one_source_are_named():
     assert not any(said(locate(blind(made), method="omp", n_sources=2), "reflection"))
 
 
+def test_paths_on_several_subcarriers_are_named():
+    """The relative phase of a path differs from subcarrier to subcarrier."""
+    F = 8
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"kind": "direct"}, "codebook": {"snapshots": 4}}
+    wideband = {"subcarriers": F, "bandwidth_hz": 50e6}
+    made = simulate(scenes=6, sources=2, snr_db=15, seed=4, wideband=wideband, **system)
+    assert not any(said(locate(blind(made), n_sources=2, method="omp"), "send the same signal"))
+    s = made.truth.symbols.to(torch.complex128).unflatten(2, (F, -1))  # [S, K, F, L]
+    turn = torch.polar(torch.full((F,), 0.5, dtype=torch.float64), torch.arange(F).double() * 1.9)
+    s[:, 1] = s[:, 0] * turn[:, None]
+    A = made.truth.steering(made.panel).unflatten(1, (F, -1))  # [S, F, N, K]
+    field = (A.to(s.dtype) @ s.movedim(1, 2)).mT
+    noise = torch.randn(field.shape, dtype=field.dtype, generator=torch.Generator().manual_seed(1))
+    level = (field.abs().square().mean((1, 2, 3), keepdim=True) / 10**1.5).sqrt()
+    echoed = blind(made, snapshots=(field + level * noise).to(made.snapshots.dtype), truth=None)
+    assert sum(said(locate(echoed, n_sources=2, method="omp"), "send the same signal")) >= 5
+
+
 def test_a_source_that_moves_is_one_source():
     made = simulate(scenes=4, sources=1, snr_db=20, seed=21)
     field = along_path(made, 0.3)
@@ -415,6 +441,17 @@ def test_another_wave_is_named():
         said(locate(replace(made, wave="spherical"), method="omp", sources_max=2), "try --wave fresnel")
     )
     assert not any(said(locate(made, method="omp", sources_max=2), "--wave"))
+
+
+def test_another_wave_is_not_named_of_scenes_that_speak_against_it():
+    one = {"sources": 1, "snr_db": 20}
+    sound = simulate(scenes=2, scene={"range_min_m": 3.0, "range_max_m": 4.0}, **one)
+    other = simulate(
+        scenes=6, scene={"range_min_m": 1.0, "range_max_m": 2.0}, panel={"wave": "fresnel"}, **one
+    )
+    made = Recording.concatenate([sound, replace(other, wave="spherical")])
+    named = said(locate(blind(made), method="omp", sources_max=2), "try --wave fresnel")
+    assert named == [False] * 2 + [True] * 6
 
 
 def test_waves_that_the_first_scenes_exclude_are_not_compared_with_the_others(monkeypatch):
@@ -599,6 +636,20 @@ def test_sources_are_where_they_are_as_often_as_stated():
     # Of OMP, whose sources may all be elsewhere together, they are a little too high.
     assert abs(float(stated.mean()) - share) < (1 - share) / 2
     assert float(stated[there].mean() - stated[~there].mean()) > 0.2
+
+
+@pytest.mark.parametrize("antennas", [1, 8])
+def test_a_pilot_that_nobody_sends_is_noted(antennas):
+    scene = {"symbols": "pilots"}
+    small = {"panel": {"rows": 6, "columns": 6}, "codebook": {"snapshots": 48}}
+    made = simulate(scenes=8, sources=2, snr_db=10, scene=scene, channel={"antennas": antennas}, **small)
+    quarter = torch.randint(4, made.pilots[..., :1].shape, generator=torch.Generator().manual_seed(1))
+    unsent = torch.polar(torch.ones(quarter.shape), torch.pi / 2 * quarter)
+    pilots = torch.cat((made.pilots, unsent.to(made.pilots.dtype)), dim=-1)
+    found = locate(blind(made, pilots=pilots, truth=None), method="omp")
+    stated = found.existence_probability
+    assert bool((stated[:, 2] < 0.9).all())
+    assert float((stated[:, :2] > 0.9).double().mean()) > 0.9
 
 
 def test_sources_behind_a_channel_of_low_rank_are_counted_or_doubtful():

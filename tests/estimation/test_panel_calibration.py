@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic import PanelCalibration, calibrate_panel, locate, plot_panel_calibration, simulate, write
+from rismusic import (
+    Locator,
+    PanelCalibration,
+    calibrate_panel,
+    locate,
+    plot_panel_calibration,
+    simulate,
+    write,
+)
 from rismusic.array import Panel
 from rismusic.cli import main
 from rismusic.errors import InputError
@@ -86,6 +94,36 @@ def test_locate_uses_it(recording, calibration):
     assert locate(other[:1], n_sources=2, method="omp", calibration=calibration).spec.panel_error == (
         calibration.remaining_error
     )
+
+
+def test_a_panel_that_has_changed_since_is_doubted(calibration):
+    changed = SETTINGS | {"seed": 5}  # another panel
+    estimate = locate(
+        simulate(scenes=8, split="validation", **changed), method="omp", calibration=calibration
+    )
+    assert estimate.status == ["doubtful"] * 8
+    made = simulate(scenes=8, split="validation", **SETTINGS)
+    same = locate(made, method="omp", calibration=calibration)
+    assert same.status.count("ok") >= 7
+    # The error that the calibration leaves is no noise of the receiver.
+    torch.testing.assert_close(same.noise_variance, made.noise_variance.double())
+
+
+def test_a_locator_takes_the_remaining_error_where_the_number_of_sources_is_known(recording, calibration):
+    scene = recording[0]
+    locator = Locator(recording[:1], method="omp", calibration=calibration)
+    for number in (None, 2):
+        called = locator.locate(scene, n_sources=number)
+        whole = locate(scene, n_sources=number, method="omp", calibration=calibration)
+        assert called.spec.panel_error == whole.spec.panel_error
+        torch.testing.assert_close(called.std, whole.std, rtol=1e-9, atol=0, equal_nan=True)
+
+
+def test_the_scenes_used_are_those_of_the_last_fit(recording, monkeypatch):
+    # Half of the scenes of any fit are worse than the median one.
+    monkeypatch.setattr("rismusic.panel_calibration._BAD_FIT", 1.0)
+    found = calibrate_panel(recording, recording.truth, position_error_wavelengths=0, rounds=1)
+    assert int(found.used.sum()) == 12
 
 
 def test_a_direct_array_gets_the_responses_as_codes():

@@ -202,7 +202,11 @@ def test_recordings_in_memory_are_held_to_the_same_rules() -> None:
     for change, field, fragment in (
         ({"snapshots": recording.snapshots[0]}, "snapshots", "[S, L, M]"),
         ({"snapshots": recording.snapshots.real}, "snapshots", "float32"),
-        ({"snapshots": recording.snapshots * 0}, "snapshots", "zero power (every value is 0) in scene 7"),
+        (
+            {"snapshots": recording.snapshots * 0},
+            "snapshots",
+            "zero power (every value is 0) in scene 7; leave it out",
+        ),
         ({"codes": None}, "codes", "to go with channel"),
         ({"codes": recording.codes[:, :3]}, "codes", "[16, 12] or [4, 16, 12]"),
         ({"elements": recording.elements * 1000}, "wavelength", "another unit"),

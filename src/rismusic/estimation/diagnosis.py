@@ -56,6 +56,7 @@ from rismusic.estimation.model_error import (
     MAX_ELEMENTS,
     ModelError,
     can_err,
+    diffuse_evidence,
     model_error,
     motion,
     spread_gain,
@@ -120,7 +121,8 @@ _LARGE_ERROR = 0.15
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
 # Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
 _OUTSIDE_NATS = 2.0
-# The same from which on a scene is doubtful although they are not taken: three error bars.
+# The same from which on a scene is doubtful although they are not taken: three error bars. A scene that
+# speaks against another wave by less is doubtful with the others of its recording.
 _BEYOND_NATS = 4.5
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
@@ -265,12 +267,17 @@ def _weighed_twice(
         return estimate
     common = float(pooled.mean())
     white = whitened_by(recording, torch.full_like(error.diffuse, common))
-    estimate, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
+    again, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
+    # Scenes whose own snapshots speak against it stay as they are.
+    evidence = diffuse_evidence(recording, *unpack(again.sources, recording), (common,))[:, 0]
+    share = (share * len(recording) + _PRIOR[0]) / (len(recording) + sum(_PRIOR))
+    some = (evidence > math.log(1 / share - 1)).nonzero()[:, 0]
+    again = again[some]
     sentences = [
         [*one, _diffuse_sentence(common, K)]
-        for one, K in zip(estimate.warnings, estimate.n_sources.tolist(), strict=True)
+        for one, K in zip(again.warnings, again.n_sources.tolist(), strict=True)
     ]
-    return replace(estimate, warnings=sentences)
+    return _put(estimate, some, replace(again, warnings=sentences))
 
 
 def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
@@ -361,7 +368,9 @@ def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Est
     return join_estimates(parts)[torch.cat((kept, scenes)).argsort()]
 
 
-def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Tensor, "S K K"]:
+def _coherence_p_value(
+    at: SufficientStatistics, estimate: Estimate, subcarriers: int = 1
+) -> Float[Tensor, "S K K"]:
     r"""Probability of a correlation of two sources' symbols at least as large as this one, if independent.
 
     With :math:`v_l = C_l^H R_l^{-1} y_l`, whose covariance is :math:`V_l = C_l^H R_l^{-1} C_l`,
@@ -369,9 +378,13 @@ def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Te
     .. math:: x_{ij} = \frac{|\sum_l (v_{il} v_{jl}^* - [V_l]_{ij})|^2}{\sum_l |v_{il}|^2 \sum_l |v_{jl}|^2},
         \qquad p_{ij} = (1 - x_{ij})^{L - 1}.
 
+    The delay of a path turns its symbols from subcarrier to subcarrier, so that those of each one are
+    compared, and their p-values combined (Fisher).
+
     Args:
         at: sufficient statistics at the sources of S scenes.
         estimate: of these scenes.
+        subcarriers: F, whose snapshots come one after the other.
 
     Returns:
         p_ij; 1 on the diagonal and without a source.
@@ -386,10 +399,16 @@ def _coherence_p_value(at: SufficientStatistics, estimate: Estimate) -> Float[Te
     )
     V = (at.gram - at.gram @ solved[..., :K]) / noise[:, None, None, None]
     v = (at.cross - (at.gram @ solved[..., K:])[..., 0]) / noise[:, None, None]
-    excess = (v[..., :, None] * v[..., None, :].conj() - V).sum(1)
-    energy = v.abs().square().sum(1)
-    x = excess.abs().square() / (energy[:, :, None] * energy[:, None, :]).clamp_min(1e-300)
-    p = (1 - x.clamp(0, 1)).pow(at.cross.shape[1] - 1)
+    product, V = (
+        one.unflatten(1, (subcarriers, -1)).sum(2) for one in (v[..., :, None] * v[..., None, :].conj(), V)
+    )
+    energy = v.abs().square().unflatten(1, (subcarriers, -1)).sum(2)
+    # Of few snapshots the difference may exceed the energies, which no product of their symbols does.
+    excess = torch.minimum((product - V).abs(), product.abs()).square()
+    x = excess / (energy[..., :, None] * energy[..., None, :]).clamp_min(1e-300)
+    L = at.cross.shape[1] // subcarriers
+    nats = -(L - 1) * (1 - x.clamp(0, 1 - 1e-15)).log().sum(1)
+    p = torch.special.gammaincc(torch.full_like(nats, subcarriers), nats)
     pair = active[:, :, None] & active[:, None, :] & ~torch.eye(K, dtype=torch.bool, device=active.device)
     return torch.where(pair, p, 1.0)
 
@@ -620,9 +639,14 @@ def _with_reasons(
     sentences = [list(one) for one in estimate.warnings]
     positions, active = unpack(estimate.sources, recording)
     narrowband = recording.frequencies is None
-    if positions.shape[1] and narrowband and recording.symbols == "independent":
-        _add_symbols(sentences, sufficient_statistics(recording, positions, active), estimate)
-        _add_rank(sentences, recording, estimate, spec)
+    if positions.shape[1] and recording.symbols == "independent":
+        at = sufficient_statistics(recording, positions, active)
+        if narrowband:
+            _add_symbols(sentences, at, estimate)
+            _add_rank(sentences, recording, estimate, spec)
+        else:
+            subcarriers = recording.link.subcarriers
+            _add_coherent(sentences, _coherence_p_value(at, estimate, subcarriers) < _COHERENT)
     sources, moves = estimate.sources, torch.zeros_like(active)
     if narrowband:
         sources, moves = _add_motion(sentences, recording, estimate)
@@ -630,7 +654,7 @@ def _with_reasons(
     if recording.pilots is None:
         fitted = isinstance(n_sources, str)
         estimate = _with_extended(sentences, recording, estimate, moves, error_fitted=fitted)
-        estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
+    estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
     _add_unresolved(sentences, recording, estimate)
     better = _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
     for scene, sentence in better:
@@ -698,22 +722,26 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
     scenes, which = weak.nonzero().unbind(-1)
     if len(scenes) == 0:
         return probability
-    searched, place = scenes.unique(return_inverse=True)
-    search = GridSearch(Dictionary.of(searched_grid(recording, spec)), recording[searched])
     assert estimate.sources.power is not None
-    K = active.shape[1]
-    for start in range(0, len(scenes), _BLOCK_SEARCHES):
-        rows, k = scenes[start : start + _BLOCK_SEARCHES], which[start : start + _BLOCK_SEARCHES]
-        # The others come first.
-        number = torch.arange(K - 1, device=k.device)
-        others = number + (number >= k[:, None])
-        at = positions[rows[:, None], others], active[rows[:, None], others]
-        power = torch.where(at[1], estimate.sources.power[rows[:, None], others], 0).double()
-        rest = project_out(recording[rows], *at, (power, estimate.noise_variance[rows].double()))
-        elsewhere = search.best_gain_beyond(
-            place[start : start + _BLOCK_SEARCHES], rest, positions[rows, k], math.radians(_ELSEWHERE_DEG)
-        )
-        probability[rows, k] = torch.sigmoid(EVIDENCE_WEIGHT * (gain[rows, k] - elsewhere))
+    dictionary = Dictionary.of(searched_grid(recording, spec))
+    # Sources with pilots of their own are searched one after the other.
+    own = which if recording.link.pilots is not None else torch.zeros_like(which)
+    for number in own.unique().tolist():
+        some = (own == number).nonzero()[:, 0]
+        searched, place = scenes[some].unique(return_inverse=True)
+        part = recording[searched]
+        search = GridSearch(dictionary, part, part.link.for_pilots(number))
+        for start in range(0, len(some), _BLOCK_SEARCHES):
+            block = slice(start, start + _BLOCK_SEARCHES)
+            rows, k = scenes[some[block]], which[some[block]]
+            others = active[rows].scatter(1, k[:, None], value=False)
+            power = torch.where(others, estimate.sources.power[rows], 0).double()
+            noise = estimate.noise_variance[rows].double()
+            rest = project_out(recording[rows], positions[rows], others, (power, noise))
+            elsewhere = search.best_gain_beyond(
+                place[block], rest, positions[rows, k], math.radians(_ELSEWHERE_DEG)
+            )
+            probability[rows, k] = torch.sigmoid(EVIDENCE_WEIGHT * (gain[rows, k] - elsewhere))
     return probability
 
 
@@ -734,16 +762,7 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
             sentences[scene].append(Reason(f"{text} (try --noise impulsive), or sources that take turns"))
     coherent = _coherence_p_value(at, estimate) < _COHERENT
     coherent &= ~(lone[:, :, None] | lone[:, None, :])
-    for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
-        from scipy.sparse.csgraph import connected_components  # takes long to import
-
-        _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
-        for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
-            first, *others = [str(one) for one in np.flatnonzero(label == group)]
-            paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
-            text = f"sources {all_of([first, *others])} send the same signal: "
-            text += f"{paths.format(all_of(others))} of source {first}"
-            sentences[scene].append(Reason(text, "sources_coherent"))
+    _add_coherent(sentences, coherent)
     x = s.sum(1).abs().square() / (L * total)
     p = (1 - x.clamp(0, 1)).pow(L - 1)
     for scene, source in (at.active & (p < _COHERENT)).nonzero().tolist():
@@ -754,6 +773,20 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
                 "symbols_repeated",
             )
         )
+
+
+def _add_coherent(sentences: list[list[str]], coherent: Bool[Tensor, "S K K"]) -> None:
+    """Add sources that send the same signal, one sentence for each group of them."""
+    for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
+        from scipy.sparse.csgraph import connected_components  # takes long to import
+
+        _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
+        for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
+            first, *others = [str(one) for one in np.flatnonzero(label == group)]
+            paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
+            text = f"sources {all_of([first, *others])} send the same signal: "
+            text += f"{paths.format(all_of(others))} of source {first}"
+            sentences[scene].append(Reason(text, "sources_coherent"))
 
 
 def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec) -> None:
@@ -952,7 +985,7 @@ def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
 
 
 def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
-    """A sentence for each scene if another form of the wave explains the recording better."""
+    """A sentence if another form of the wave explains the recording better, for scenes not against it."""
     some = (estimate.n_sources > 0).nonzero()[:, 0]
     if len(some) == 0:
         return []
@@ -977,20 +1010,20 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
                 del gains[wave]
         if not gains:
             return []
-    best, name = _WAVE_NATS, None
+    best, name, each = _WAVE_NATS, None, None
     for wave, rough in gains.items():
         # Where a rough fit is worse, an exact one is not better by this much.
         if rough > 0:
-            gain = float((value(recording.wave, slice(None)) - value(wave, slice(None))).sum())
-            if gain > best:
-                best, name = gain, wave
-    if name is None:
+            gain = value(recording.wave, slice(None)) - value(wave, slice(None))
+            if float(gain.sum()) > best:
+                best, name, each = float(gain.sum()), wave, gain
+    if each is None:
         return []
     sentence = Reason(
         f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
         f"try --wave {name}"
     )
-    return [(scene, sentence) for scene in some.tolist()]
+    return [(scene, sentence) for scene in some[each > -_BEYOND_NATS].tolist()]
 
 
 def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:

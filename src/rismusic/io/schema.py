@@ -599,10 +599,11 @@ def _check_magnitude(field: Field, value: Tensor, first_scene: int) -> None:
         index = wrong.nonzero()[0]
         where = f" in {_where(field, value, index, first_scene)}" if len(index) else ""
         largest = float(peak[tuple(index)])
-        found = (
-            "has zero power (every value is 0)" if largest == 0 else f"has a largest modulus of {largest:.3g}"
-        )
-        raise InputError(field.name, f"{found}{where}; scale it to {low:g} to {high:g}")
+        if largest == 0:
+            remedy = "; leave it out" if where else ""
+            raise InputError(field.name, f"has zero power (every value is 0){where}{remedy}")
+        text = f"has a largest modulus of {largest:.3g}{where}; scale it to {low:g} to {high:g}"
+        raise InputError(field.name, text)
 
 
 def _check_symbols(symbols: Tensor, active: Tensor, first_scene: int) -> None:
