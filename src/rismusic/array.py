@@ -70,7 +70,7 @@ def without_axes(shape: Sequence[int]) -> str:
     """How positions of this shape get the axes that they lack, as the end of an error message."""
     if 1 in shape or len(shape) == 1:
         return ". Of a line along x, the columns are x, 0 and 0"
-    return ". In the panel's plane, the third column, z, is 0" if shape[-1] == 2 else ""
+    return ". In the panel's plane, the third column, z, is 0" if tuple(shape[-1:]) == (2,) else ""
 
 
 @refuse_old_names

@@ -251,3 +251,20 @@ def test_the_compiled_search_gives_the_values_of_the_torch_form(system, criterio
             compiled._energies = None
         ((_, _, found),) = compiled._scores(scenes, rest)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_many_snapshots_of_an_array_are_searched_by_their_sum_of_squares(criterion, compiled, monkeypatch):
+    """More than it has elements; the other form weighs each snapshot."""
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(search, "kernel_for", lambda recording: None)
+    elements = dense.DIRECT.panel.rows * dense.DIRECT.panel.columns
+    _, made, rest, *_ = prepared("direct", criterion, codebook={"snapshots": 2 * elements})
+    assert rest.data.shape[1] == 2 * elements
+    ((_, _, found),) = made._scores(torch.arange(6), rest)
+    monkeypatch.setattr(search, "grouped_rows", lambda link, data: (link.adjoint(data)[:, :, None], 1))
+    ((_, _, expected),) = made._scores(torch.arange(6), rest)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

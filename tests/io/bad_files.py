@@ -267,6 +267,12 @@ def _damaged(directory: Path) -> Path:
     return path
 
 
+@bad("elements as one number", "elements", "must be real [N, 3]; got shape []")
+def _one_number(directory: Path) -> Path:
+    np.savez(directory / "a.npz", **{**sound(), "elements": np.float64(1.0)})
+    return directory / "a.npz"
+
+
 @bad("sparse matrix in .mat", "elements", "a full array")
 def _sparse(directory: Path) -> Path:
     return write_mat5(

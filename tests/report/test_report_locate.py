@@ -294,3 +294,13 @@ def test_the_status_of_a_scene_is_shown(recording, located, tmp_path):
     text = (tmp_path / "a.html").read_text("utf-8")
     assert re.findall(r"Status: (\w+)\.", text) == ["doubtful", "ok", "ok"]
     assert text.count("<td>doubtful</td>") == 1
+
+
+def test_the_bound_of_subcarriers_without_a_noise_variance():
+    recording = replace(
+        simulate(scenes=2, sources=1, snr_db=20, wideband={"subcarriers": 3}), noise_variance=None
+    )
+    comparison = report_locate.compare(recording, locate(recording, n_sources=1, method="omp"))
+    assert comparison is not None
+    assert comparison.bound is not None
+    assert comparison.match.hit.all()

@@ -458,9 +458,11 @@ class GridSearch:
         if self._compiled is not None:
             yield self._scores_compiled(self._compiled, scenes, rest)
             return
-        rows = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
+        count = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
+        if self.link.matrices == 1:
+            count = rest.data.shape[2] + 2 + rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
-            step = block_size(8 * rows * columns.shape[-1], columns.device)
+            step = block_size(8 * count * columns.shape[-1], columns.device)
             for start in range(0, len(scenes), step):
                 part = slice(start, start + step)
                 link = self.link[scenes[part]]
@@ -476,9 +478,11 @@ class GridSearch:
                 for column in rest.basis[part].unbind(-1):
                     left = left - real_products(link.adjoint(column).conj(), columns).square().sum(-2)
                 left = torch.maximum(left, _ROUGH_FLOOR * energy)
-                pull = real_products(link.adjoint(rest.data[part]).conj(), columns).square().sum(-2)
+                rows, times = grouped_rows(link, rest.data[part])
+                pull = real_products(rows.conj().flatten(1, 2), columns).square().sum(-2)
+                pull = pull.unflatten(1, rows.shape[1:3]).sum(2) / times
                 noise = rest.noise_variance
-                yield points, part, _worth(pull, left, None if noise is None else noise[part])
+                yield points, part, times * _worth(pull, left, None if noise is None else noise[part])
 
     def _scores_compiled(
         self, compiled: ModuleType, scenes: Tensor, rest: Residual
@@ -591,6 +595,28 @@ def received_fields(
     """
     azimuth, elevation, q = places.to(recording.snapshots.real.dtype).unbind(-1)
     return (link or recording.link).matmul(steering(recording.panel, azimuth, elevation, 1 / q))
+
+
+def grouped_rows(
+    link: Link, data: Complex[Tensor, "B L M"]
+) -> tuple[Complex[Tensor, "B groups rows N"], int]:
+    r"""Snapshots at the panel, :math:`G_l^H x_l`, in groups whose squares along a point are summed.
+
+    Snapshots through one matrix count by their sum of squares alone, which at most M others have: a point is
+    worth L times as much to them as to one snapshot with the mean.
+
+    Args:
+        link: of the B scenes.
+        data: x_l.
+
+    Returns:
+        The rows, and the number of snapshots that a group stands for.
+    """
+    _, L, M = data.shape
+    if link.matrices > 1 or L == 1:
+        return link.adjoint(data)[:, :, None], 1
+    few = torch.linalg.qr(data).R if L > M else data
+    return link.adjoint(few)[:, None], L
 
 
 def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:

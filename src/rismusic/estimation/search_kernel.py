@@ -96,7 +96,7 @@ def worth(
     G, orbits = products.symmetry.points.shape
     energy = energy.expand(S, -1, -1, -1)
     noise = torch.zeros(S) if rest.noise_variance is None else rest.noise_variance.float()
-    data = link.adjoint(rest.data)[:, :, None]
+    data, times = search.grouped_rows(link, rest.data)
     basis = (
         torch.stack([link.adjoint(column) for column in rest.basis.unbind(-1)], dim=2)
         if K
@@ -104,19 +104,19 @@ def worth(
     )
     rules = (search._ROUGH_FLOOR, search._STEPS)
     out = torch.empty(S, G * orbits)
-    for part in _blocks(S, G * orbits * (data.shape[1] + basis.shape[1] * K)):
+    for part in _blocks(S, G * orbits * (data.shape[1] * data.shape[2] + basis.shape[1] * K)):
         sent = energy[part].contiguous()
         left, pull = sent.clone(), torch.zeros(len(sent), data.shape[1], G, orbits)
         if K:
             _add(products, basis[part], -1.0, left)
-        _add(products, data[part], 1.0, pull)
+        _add(products, data[part], 1 / times, pull)
         arrays = (
             *(value.flatten(2).numpy() for value in (pull, left, sent)),
             noise[part].numpy(),
             out[part].numpy(),
         )
         call(_worth, len(sent), (*arrays, rules))
-    return out[:, products.inside]
+    return times * out[:, products.inside]
 
 
 def _add(

@@ -370,7 +370,7 @@ def _bound(recording: Recording) -> tuple[Bound | None, str]:
         return conditional_crb(panel, link, truth, noise), SYMBOLS_KNOWN
     if noise is not None and truth.power is not None:
         return unconditional_crb(panel, link, truth, noise, snapshots=L), POWERS_KNOWN
-    if truth.active.sum(-1).max() > most_sources(recording, None):
+    if truth.active.sum(-1).max() > most_sources(recording.stacked(), None):
         return None, ""
     positions, active = unpack(truth, recording)
     fit = complete_fit(recording, positions, active, active.any(-1), None)
