@@ -299,6 +299,12 @@ altered(
     noise_covariance=np.stack([EYE, EYE, -EYE, EYE]),
 )
 altered(
+    "noise covariance that is nearly singular",
+    "noise_covariance",
+    "its eigenvalues differ by more than 1e+14",
+    noise_covariance=np.diag([5e-324, *[1.0] * (M - 1)]).astype(np.complex128),
+)
+altered(
     "noise covariance of another size", "noise_covariance", f"[{M}, {M}]", noise_covariance=np.eye(M + 1) + 0j
 )
 altered("times NaN", "times", "nan in scene 1", times=np.array([0, np.nan, 2, 3]))

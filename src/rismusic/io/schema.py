@@ -376,6 +376,8 @@ _MAGNITUDE = (1e-15, 1e15)
 
 # Largest factor between the standard deviation of the noise and the largest value of the snapshots.
 _NOISE_RATIO = 1e20
+# Largest ratio of the eigenvalues of a noise covariance, which double precision can whiten.
+_NOISE_CONDITION = 1e14
 
 # Largest deviation of a pose from a rigid transform.
 _POSE_TOLERANCE = 1e-6
@@ -508,14 +510,19 @@ def _check_covariance(value: Tensor, first_scene: int) -> None:
     scale = value.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
     wide = value.to(torch.complex128)
     skew = (wide - wide.mH).abs().amax(dim=(-2, -1)) > 1e-5 * scale[..., 0, 0].abs()
-    _, failed = torch.linalg.cholesky_ex(torch.where(skew[..., None, None], 0, wide))
-    for wrong, problem in ((skew, "Hermitian"), (failed > 0, "positive definite")):
+    hermitian = torch.where(skew[..., None, None], 0, wide)
+    _, failed = torch.linalg.cholesky_ex(hermitian)
+    powers = torch.linalg.eigvalsh(torch.where(failed[..., None, None] > 0, 0, hermitian))
+    singular = powers[..., 0] * _NOISE_CONDITION < powers[..., -1]
+    for wrong, problem in (
+        (skew, "it is not Hermitian"),
+        (failed > 0, "it is not positive definite"),
+        (singular, f"its eigenvalues differ by more than {_NOISE_CONDITION:.0e}"),
+    ):
         if wrong.any():
             index = wrong.nonzero()[0]
             where = f" in scene {int(index[0]) + first_scene}" if len(index) else ""
-            raise InputError(
-                "noise_covariance", f"must be Hermitian and positive definite; it is not {problem}{where}"
-            )
+            raise InputError("noise_covariance", f"must be Hermitian and positive definite; {problem}{where}")
 
 
 def check_pose(pose: Tensor, *, field: str = "pose") -> None:
