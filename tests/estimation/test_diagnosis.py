@@ -660,3 +660,10 @@ def test_sources_behind_a_channel_of_low_rank_are_counted_or_doubtful():
     assert right.sum() >= 20
     unsure = (found.existence_probability < diagnosis.UNCERTAIN).any(1)  # a note names the source
     assert all(right[n] or unsure[n] for n, status in enumerate(found.status) if status == "ok")
+
+
+@pytest.mark.parametrize(("others", "named"), [(1, 10), (2, 8)])
+def test_nearly_all_scenes_speak_for_the_others(others, named):
+    """In single scenes of a recording with another wave, false sources may explain the data as well."""
+    shown = torch.arange(10) >= others
+    assert int(diagnosis._all_but_many(shown).sum()) == named

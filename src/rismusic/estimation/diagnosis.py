@@ -126,6 +126,8 @@ _OUTSIDE_NATS = 2.0
 _BEYOND_NATS = 4.5
 # Log prior (nats) of sources outside the search volume.
 _OUTSIDE = -5.0
+# Share of the scenes of a recording from which on the others have what these show.
+_NEARLY_ALL = 0.9
 # Angles and oversampling of the search in front of the panel.
 _WIDE_DEG, _COARSE = 85.0, 1.6
 
@@ -271,13 +273,21 @@ def _weighed_twice(
     # Scenes whose own snapshots speak against it stay as they are.
     evidence = diffuse_evidence(recording, *unpack(again.sources, recording), (common,))[:, 0]
     share = (share * len(recording) + _PRIOR[0]) / (len(recording) + sum(_PRIOR))
-    some = (evidence > math.log(1 / share - 1)).nonzero()[:, 0]
+    some = _all_but_many(evidence > math.log(1 / share - 1)).nonzero()[:, 0]
     again = again[some]
     sentences = [
         [*one, _diffuse_sentence(common, K)]
         for one, K in zip(again.warnings, again.n_sources.tolist(), strict=True)
     ]
     return _put(estimate, some, replace(again, warnings=sentences))
+
+
+def _all_but_many(shown: Bool[Tensor, "S"]) -> Bool[Tensor, "S"]:
+    """All scenes where nearly all show what a recording has in common.
+
+    In the others, sources may have absorbed it.
+    """
+    return shown | (shown.double().mean() >= _NEARLY_ALL)
 
 
 def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
@@ -1023,7 +1033,7 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
         f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
         f"try --wave {name}"
     )
-    return [(scene, sentence) for scene in some[each > -_BEYOND_NATS].tolist()]
+    return [(scene, sentence) for scene in some[_all_but_many(each > -_BEYOND_NATS)].tolist()]
 
 
 def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
