@@ -120,17 +120,15 @@ def check_regular(path: Path) -> None:
     """
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
-        if found.st_size == 0:
-            with _opened(path):
-                return
     except FileNotFoundError:
         return
-    except InputError:
-        raise
     except (OSError, ValueError) as error:
         raise InputError(str(path), f"cannot be read: {failure(error).lower()}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(str(path), f"is {kind_of(found.st_mode)}, not a file")
+    if found.st_size == 0:
+        with _opened(path):
+            pass
 
 
 def _check_ready(path: Path, descriptor: int, found: os.stat_result) -> None:

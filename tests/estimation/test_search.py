@@ -265,6 +265,6 @@ def test_many_snapshots_of_an_array_are_searched_by_their_sum_of_squares(criteri
     _, made, rest, *_ = prepared("direct", criterion, codebook={"snapshots": 2 * elements})
     assert rest.data.shape[1] == 2 * elements
     ((_, _, found),) = made._scores(torch.arange(6), rest)
-    monkeypatch.setattr(search, "grouped_rows", lambda link, data: (link.adjoint(data)[:, :, None], 1))
+    monkeypatch.setattr(search, "few_snapshots", lambda link, data: (data, 1))
     ((_, _, expected),) = made._scores(torch.arange(6), rest)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

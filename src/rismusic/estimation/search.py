@@ -458,11 +458,10 @@ class GridSearch:
         if self._compiled is not None:
             yield self._scores_compiled(self._compiled, scenes, rest)
             return
-        count = 3 * rest.data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
-        if self.link.matrices == 1:
-            count = rest.data.shape[2] + 2 + rest.basis.shape[-1]
+        data, times = few_snapshots(self.link, rest.data)
+        rows = 3 * data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
-            step = block_size(8 * count * columns.shape[-1], columns.device)
+            step = block_size(8 * rows * columns.shape[-1], columns.device)
             for start in range(0, len(scenes), step):
                 part = slice(start, start + step)
                 link = self.link[scenes[part]]
@@ -478,9 +477,9 @@ class GridSearch:
                 for column in rest.basis[part].unbind(-1):
                     left = left - real_products(link.adjoint(column).conj(), columns).square().sum(-2)
                 left = torch.maximum(left, _ROUGH_FLOOR * energy)
-                rows, times = grouped_rows(link, rest.data[part])
-                pull = real_products(rows.conj().flatten(1, 2), columns).square().sum(-2)
-                pull = pull.unflatten(1, rows.shape[1:3]).sum(2) / times
+                pull = real_products(link.adjoint(data[part]).conj(), columns).square().sum(-2)
+                if times > 1:
+                    pull = pull.sum(1, keepdim=True) / times
                 noise = rest.noise_variance
                 yield points, part, times * _worth(pull, left, None if noise is None else noise[part])
 
@@ -597,10 +596,8 @@ def received_fields(
     return (link or recording.link).matmul(steering(recording.panel, azimuth, elevation, 1 / q))
 
 
-def grouped_rows(
-    link: Link, data: Complex[Tensor, "B L M"]
-) -> tuple[Complex[Tensor, "B groups rows N"], int]:
-    r"""Snapshots at the panel, :math:`G_l^H x_l`, in groups whose squares along a point are summed.
+def few_snapshots(link: Link, data: Complex[Tensor, "B L M"]) -> tuple[Complex[Tensor, "B few M"], int]:
+    """Snapshots with which a search may take the place of all L, and the number that each point counts.
 
     Snapshots through one matrix count by their sum of squares alone, which at most M others have: a point is
     worth L times as much to them as to one snapshot with the mean.
@@ -610,13 +607,12 @@ def grouped_rows(
         data: x_l.
 
     Returns:
-        The rows, and the number of snapshots that a group stands for.
+        The snapshots; 1 if each counts by itself, or L if the sum of their squares counts.
     """
     _, L, M = data.shape
-    if link.matrices > 1 or L == 1:
-        return link.adjoint(data)[:, :, None], 1
-    few = torch.linalg.qr(data).R if L > M else data
-    return link.adjoint(few)[:, None], L
+    if link.matrices > 1:
+        return data, 1
+    return torch.linalg.qr(data).R if L > M else data, L
 
 
 def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:

@@ -96,7 +96,8 @@ def worth(
     G, orbits = products.symmetry.points.shape
     energy = energy.expand(S, -1, -1, -1)
     noise = torch.zeros(S) if rest.noise_variance is None else rest.noise_variance.float()
-    data, times = search.grouped_rows(link, rest.data)
+    few, times = search.few_snapshots(link, rest.data)
+    data = link.adjoint(few).unsqueeze(1 if times > 1 else 2)  # groups whose squares are summed
     basis = (
         torch.stack([link.adjoint(column) for column in rest.basis.unbind(-1)], dim=2)
         if K
