@@ -97,6 +97,7 @@ class Strategy:
         criterion: likelihood of search, sweeps and refinement. Two starts are always compared by the
             unconditional likelihood.
         sweeps: maximum number of RELAX sweeps.
+        places: number of places of each source that RELAX compares.
         iterations: iterations of the SBL fixed point.
     """
 
@@ -104,6 +105,7 @@ class Strategy:
     relax: bool
     criterion: Criterion = "conditional"
     sweeps: int = 4
+    places: int = 1
     iterations: int = 15
 
 
@@ -111,7 +113,7 @@ STRATEGIES = {
     "omp": Strategy(sbl=False, relax=False),
     "relax": Strategy(sbl=False, relax=True),
     "sbl": Strategy(sbl=True, relax=False),
-    "best": Strategy(sbl=True, relax=True),
+    "best": Strategy(sbl=True, relax=True, places=4),
 }
 
 
@@ -490,7 +492,14 @@ class Starts:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
         fit = refine(recording, positions, active, volume, criterion=strategy.criterion)
         if strategy.relax:
-            fit = relax_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
+            fit = relax_sweeps(
+                self.search,
+                fit,
+                active,
+                criterion=strategy.criterion,
+                sweeps=strategy.sweeps,
+                places=strategy.places,
+            )
         if pairs:
             fit = pair_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
         if strategy.relax or pairs:
