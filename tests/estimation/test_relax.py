@@ -166,7 +166,7 @@ def test_coherent_sources_of_a_short_line_are_not_taken_for_a_stronger_one(metho
 
 
 def test_several_places_reach_the_likeliest_known_fit():
-    """Through a channel of low rank, as likely as the truth and the other starts: scenes 5 and 21 are hard."""
+    """Through a channel of low rank: as likely as the truth and other starts. Scenes 5 and 21 are hard."""
     recording = load_sample("raytraced_20dB")[[5, 16, 21]]
     count = recording.truth.active.sum(-1)
     unlabelled = replace(recording, truth=None)
