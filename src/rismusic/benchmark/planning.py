@@ -90,19 +90,9 @@ def scene_bounds(
 ) -> SceneBounds:
     """Bounds of random scenes of a system, at its SNR or at that of a link budget.
 
-    Args:
-        system: the system. With ``power_dbm`` its ``snr_db`` is not used, and path loss replaces
-            ``scene.power``.
-        scenes: number of scenes, S.
-        seed: seed of the scenes.
-        kind: see :mod:`rismusic.crb`.
-        power_dbm: transmit power of each source in dBm. The SNR then follows from the link budget, as
-            :func:`rismusic.link_budget.compute_link_budget` describes; F subcarriers share the power
-            equally, and the bandwidth of the budget is that of one. None: the SNR is that of the system.
-        budget: gains, bandwidth and noise of the link budget.
-
-    Raises:
-        InputError: more scenes than memory can hold the bounds of.
+    ``power_dbm`` is the transmit power of each source in dBm, from which the SNR follows as
+    :func:`rismusic.link_budget.compute_link_budget` describes. Path loss then replaces ``scene.power``, F
+    subcarriers share the power equally, and the bandwidth of the budget is that of one.
     """
     numbers = scenes * (3 * limits(system.sources)[1]) ** 2
     if numbers > _LARGEST_BOUND:
@@ -238,13 +228,6 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
     """The bounds on azimuth, range and position over the swept setting, or over SNR or transmit power.
 
     Each number of sources has a curve; with a sweep, each number of sources at each SNR or power.
-
-    Args:
-        rows: from :func:`bound_table`.
-        width_mm: printed width of the figure, see :mod:`rismusic.plots`.
-
-    Raises:
-        InputError: matplotlib is not installed, or the width cannot be printed.
     """
     power = rows[0].power_dbm is not None
     sweep, swept = rows[0].sweep, bool(rows[0].sweep)

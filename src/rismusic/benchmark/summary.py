@@ -77,20 +77,14 @@ Arrays = dict[str, np.ndarray]
 class Store:
     """Results of a benchmark on disk. Files are written atomically.
 
-    Args:
-        folder: ``settings.toml``, and ``parts/CELL/METHOD/SCENE.npz``.
+    The folder has ``settings.toml``, and ``parts/CELL/METHOD/SCENE.npz``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self, spec: BenchSpec, *, resume: bool) -> None:
-        """Create the folder, or continue in it.
-
-        Raises:
-            InputError: the folder holds a benchmark and ``resume`` is off, it holds one with other settings,
-                or it cannot be written.
-        """
+        """Create the folder, or continue in it."""
         if (self.folder / SETTINGS).exists():
             if not resume:
                 raise InputError(
@@ -114,11 +108,7 @@ class Store:
         )
 
     def read(self, unit: Unit) -> Arrays | None:
-        """The results of a unit; none if they are missing or the file is damaged: the unit is run again.
-
-        Raises:
-            InputError: the path is no regular file, or the file is far too large.
-        """
+        """The results of a unit; none if they are missing or the file is damaged: the unit is run again."""
         path = self.path(unit)
         if not path.exists():
             return None
@@ -129,11 +119,7 @@ class Store:
             return None
 
     def write(self, unit: Unit, arrays: Arrays) -> None:
-        """Store the results of a unit.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
+        """Store the results of a unit."""
         path = self.path(unit)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,11 +133,7 @@ class Store:
 
 
 def _part(content: bytes, unit: Unit) -> Arrays:
-    """The arrays of a stored unit.
-
-    Raises:
-        ValueError: they are too large, or not what was stored for this unit.
-    """
+    """The arrays of a stored unit."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(one.file_size for one in archive.infolist()) > _LARGEST_PART:
             raise ValueError("the arrays are too large")
@@ -173,11 +155,7 @@ def _digest(unit: Unit, arrays: Arrays) -> np.ndarray:
 
 
 def load_settings(folder: Path) -> BenchSpec:
-    """The settings of the benchmark in a folder.
-
-    Raises:
-        InputError: there are none, or another version of rismusic wrote them.
-    """
+    """The settings of the benchmark in a folder."""
     path = folder / SETTINGS
     if not path.exists():
         raise InputError(str(folder), f"is not the folder of a benchmark: it has no {SETTINGS}")
@@ -194,11 +172,7 @@ def load_settings(folder: Path) -> BenchSpec:
 
 
 def check_same(spec: BenchSpec, folder: Path) -> None:
-    """Check that settings equal those of the benchmark in a folder.
-
-    Raises:
-        InputError: a setting differs; the error names the first one.
-    """
+    """Check that settings equal those of the benchmark in a folder."""
     given, kept = (flat_settings(one.model_dump(mode="json")) for one in (spec, load_settings(folder)))
     for name, value in kept.items():
         if given[name] != value:
@@ -287,12 +261,7 @@ def record(row: Row) -> dict[str, object]:
 
 
 def write_table(path: Path, rows: Sequence[Row], *, overwrite: bool) -> None:
-    """Write rows as .csv or .json in full precision; NaN becomes an empty field or null.
-
-    Raises:
-        InputError: the name has another ending, the file exists and ``overwrite`` is off, or it cannot be
-            written.
-    """
+    """Write rows as .csv or .json in full precision; NaN becomes an empty field or null."""
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     records = [
         {
@@ -451,12 +420,7 @@ def _about(cell: Cell) -> dict[str, Any]:
 def share_interval(
     part: Float[np.ndarray, "*batch S"], whole: Float[np.ndarray, "*batch S"]
 ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
-    """Limits of the 95 % interval of sum(part) / sum(whole); 0 and 1 where there is nothing at all.
-
-    Args:
-        part: x, of each scene, from 0 to n.
-        whole: n, of each scene.
-    """
+    """Limits of the 95 % interval of sum(part) / sum(whole) over scenes; 0 and 1 where both are 0."""
     trials = whole.sum(-1)
     empty = trials == 0
     n = np.where(empty, 1, trials)
@@ -484,12 +448,8 @@ def _design_effect(part: np.ndarray, whole: np.ndarray) -> np.ndarray | np.float
 class Group:
     """Rows of one K over SNR, or of one K and SNR over the values of a sweep.
 
-    Args:
-        sweep: what is varied; ``none``: the SNR.
-        title: what they have in common.
-        axis: what is across, with its unit.
-        heads: [C] the values across.
-        rows: C rows of each method.
+    ``title`` is what they have in common, ``axis`` and the C ``heads`` are what is across, and each method
+    has C rows.
     """
 
     sweep: str

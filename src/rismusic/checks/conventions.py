@@ -116,9 +116,7 @@ class Change:
     """One convention changed.
 
     Args:
-        name: name of the mistake that the change undoes.
         meaning: description of the mistake, and of mistakes with exactly the same effect.
-        remedy: what to do about it.
         apply: returns the recording with the mistake undone, or none if the change does not apply or has no
             effect.
         family: changes of one family can be indistinguishable, for instance with far sources. The best one is
@@ -284,12 +282,7 @@ _METRES = "give all lengths in metres"
 
 
 def applicable(recording: Recording, *, blind: bool = False) -> Iterator[tuple[Change, Recording]]:
-    """Each change that applies, with the recording that it makes.
-
-    Args:
-        recording: as recorded; with its truth, unless ``blind``.
-        blind: whether to leave out changes that cannot be detected without truth.
-    """
+    """Each change that applies (if ``blind``, without truth), with the recording that it makes."""
     for change in CHANGES:
         if not blind or change.blind is not None:
             changed = change.apply(recording)
@@ -534,7 +527,6 @@ class Evidence:
     """Evidence for a change against the recorded form.
 
     Args:
-        change: the change.
         ratio: log-likelihood ratio summed over the scenes, nats.
         improved: share of the scenes in which the likelihood increases.
         left: share of the signal power left unexplained; 0 if unknown.
@@ -548,13 +540,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class WrongConvention:
-    """A wrong convention, detected from the evidence.
+    """A wrong convention, with the change that undoes it.
 
-    Args:
-        change: the change that undoes it.
-        ratio: log-likelihood ratio in its favour, nats.
-        threshold: the ratio required, nats.
-        alike: names of changes of the same family that fit equally well.
+    ``ratio`` is the log-likelihood ratio in its favour and ``threshold`` the one required, in nats; ``alike``
+    names changes of the same family that fit equally well.
     """
 
     change: Change
@@ -571,11 +560,6 @@ def best_change(
     It must beat the recorded form and every change of another family by the threshold, improve half of the
     scenes and explain most of the signal. Where the recorded form and all changes are wrong they fit badly in
     much the same way, and none stands out.
-
-    Args:
-        evidence: evidence for all changes that apply.
-        threshold: log-likelihood ratio that chance does not reach, nats.
-        blind: whether the truth is unknown, which makes other changes indistinguishable.
     """
     if not evidence:
         return None

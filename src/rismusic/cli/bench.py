@@ -82,11 +82,7 @@ class Bench(Command):
 
     @classmethod
     def with_sweep(cls, values: Mapping[str, Any], sweep: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
-        """The swept setting as ``sweep`` and ``sweep_values``.
-
-        Raises:
-            InputError: another sweep, or a second setting with several values.
-        """
+        """The swept setting as ``sweep`` and ``sweep_values``."""
         name, *others = sweep
         if others or "sweep" in values:
             other = others[0] if others else "sweep"

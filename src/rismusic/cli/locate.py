@@ -45,20 +45,7 @@ _PIECE = 2**20
 
 
 class PartialOutput(PartialFile):
-    """A table of positions under construction; see :class:`~rismusic.partial.PartialFile`.
-
-    Args:
-        path: the .csv or .json file.
-        recording: the recording that is located.
-        settings: the settings.
-        name: name of the recording, for a .json file.
-        resume: continue the output of an earlier run, if there is one.
-        overwrite: replace an existing output, and drop that of an earlier run.
-        columns: columns of a .csv file.
-
-    Raises:
-        InputError: see :class:`~rismusic.partial.PartialFile`; or the part has changed.
-    """
+    """A table of positions, .csv or .json, under construction; see :class:`~rismusic.partial.PartialFile`."""
 
     def __init__(
         self,
@@ -83,11 +70,7 @@ class PartialOutput(PartialFile):
             stack.pop_all()
 
     def append(self, estimate: Estimate) -> None:
-        """Write the estimates of the next scenes and wait until they are on the disk.
-
-        Raises:
-            InputError: the disk is full or not writable; what was complete before is kept.
-        """
+        """Write the estimates of the next scenes and wait until they are on the disk."""
         first = self.progress.scenes
         self._write(
             self._text(estimate, first),
@@ -96,11 +79,7 @@ class PartialOutput(PartialFile):
         )
 
     def finish(self) -> None:
-        """Complete the file and give it its name.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Complete the file and give it its name."""
         with writing(self.path):
             if self.path.suffix == ".json":
                 self._file.write(b"\n ]\n}\n")
@@ -157,12 +136,7 @@ class PartialOutput(PartialFile):
 
 @dataclass(frozen=True)
 class Block:
-    """Scenes that are located together.
-
-    Args:
-        first: number of the first one.
-        recordings: the scenes as each panel recorded them.
-    """
+    """Scenes that are located together, from number ``first`` on, as each panel recorded them."""
 
     first: int
     recordings: list[Recording]
@@ -182,13 +156,7 @@ def locate_in_worker(
 ) -> Estimate:
     """Locate one block, perhaps in another thread or process.
 
-    Args:
-        block: the scenes.
-        spec: the settings.
-        device: where to compute.
-        calibration: calibration of the panel.
-        single_thread: compute in one thread.
-        one_scene: whether the recording has one scene only. Loading Numba then takes longer than it saves.
+    Of a recording of one scene, loading Numba takes longer than it saves.
     """
     from rismusic.devices import one_thread
     from rismusic.estimation.maximum_likelihood import without_compiled_fits
@@ -502,12 +470,7 @@ class Locate(Command):
 
 
 def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
-    """Warnings of scenes that follow each other; one of several scenes is a single line.
-
-    Args:
-        estimate: the scenes.
-        first_scene: number of the first one.
-    """
+    """Warnings of scenes that follow each other; one of several scenes is a single line."""
     scenes = defaultdict(list)
     for scene, sentences in enumerate(estimate.warnings, start=first_scene):
         for sentence in dict.fromkeys(sentences):
@@ -519,12 +482,7 @@ def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
 
 
 def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
-    """The table that ``rismusic locate`` prints: a row per source or miss.
-
-    Args:
-        estimate: all scenes.
-        truth: rows of the true sources; empty where they are not known.
-    """
+    """The table that ``rismusic locate`` prints: a row per source or miss."""
     from rich import box
     from rich.table import Table
 

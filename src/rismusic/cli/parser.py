@@ -31,12 +31,7 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?|inf(inity)?)$
 
 @dataclass(frozen=True)
 class Setting:
-    """One option.
-
-    Args:
-        path: dotted name of the field; those of ``Command.FLAT`` without its prefix.
-        field: the field.
-    """
+    """One option: a field and its dotted name, without the prefix of those of ``Command.FLAT``."""
 
     path: str
     field: FieldInfo
@@ -110,15 +105,7 @@ class Setting:
 
 
 def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command:
-    """The command that the arguments describe.
-
-    Args:
-        args: name of the command, and its arguments.
-        commands: all commands by name.
-
-    Raises:
-        InputError: unknown command or option, or an invalid value.
-    """
+    """The command that the arguments describe."""
     kind = command_kind(args, commands)
     settings = {one.path: one for one in settings_of(kind)}
     typed = _typed(list(args[1:]), kind, settings)
@@ -160,11 +147,7 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
 
 
 def command_kind(args: Sequence[str], commands: Mapping[str, type[Command]]) -> type[Command]:
-    """The command that is named first.
-
-    Raises:
-        InputError: none is, or it is unknown.
-    """
+    """The command that is named first."""
     names = ", ".join(commands)
     if not args:
         raise InputError("rismusic", f"give a command: {names} (rismusic --help lists them)")
@@ -266,11 +249,7 @@ def _unknown_option(flag: str, settings: Mapping[str, Setting]) -> InputError:
 
 
 def _from_file(path: Path, kind: type[Command], table: str) -> dict[str, Any]:
-    """Settings of a TOML file, as far as their names go.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """Settings of a TOML file, as far as their names go."""
     content = read_toml(path)
     known = {one.path for one in settings_of(kind)} - set(kind.CONFIG_TABLES)
     tree = (
@@ -387,13 +366,7 @@ def overview(description: str, commands: Mapping[str, type[Command]]) -> str:
 
 
 def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
-    """The help of a command.
-
-    Args:
-        name: of the command.
-        kind: the command.
-        everything: whether expert options are listed.
-    """
+    """The help of a command."""
     settings = list(settings_of(kind))
     shown = [one for one in settings if everything or one.path in EVERYDAY[name]]
     if not everything:

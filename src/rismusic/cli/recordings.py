@@ -49,14 +49,7 @@ _BLOCK_NUMBERS = 2**22
 
 
 def simulate_in_worker(simulator: Simulator, block: int, scenes: int, start: int) -> Recording:
-    """Simulate one block, perhaps in another process.
-
-    Args:
-        simulator: the simulator.
-        block: number of scenes of a block.
-        scenes: number of scenes of the recording.
-        start: first scene of this block.
-    """
+    """Simulate the block of a recording that begins at scene ``start``, perhaps in another process."""
     from rismusic.devices import one_thread
 
     with one_thread() if scenes > block else nullcontext():
@@ -355,18 +348,9 @@ class Calibrate(Command):
 
 
 def read_positions(path: Path, scenes: int) -> Sources:
-    """Positions of the sources of every scene from a CSV file.
+    """Positions of the sources of every scene from a CSV file, NaN where a scene has fewer.
 
-    Args:
-        path: a file with the columns scene, azimuth_deg, elevation_deg and range_m; others are ignored.
-        scenes: number of scenes of the recording, S.
-
-    Returns:
-        Sources [S, K], NaN where a scene has fewer.
-
-    Raises:
-        InputError: a column is missing or there twice, a value is no number, a scene does not exist, or a
-            position of a scene repeats.
+    Other columns than scene, azimuth_deg, elevation_deg and range_m are ignored.
     """
     from rismusic.sources import Sources
 

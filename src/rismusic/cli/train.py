@@ -107,11 +107,7 @@ class Train(Command):
 
 
 def preset_settings(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the preset that is named, if any.
-
-    Args:
-        given: values of files and options.
-    """
+    """Settings of the preset that is named, if any."""
     preset = PRESETS.get(str(given.get("preset")))
     return {} if preset is None else preset().model_dump(exclude_unset=True)
 

@@ -300,15 +300,11 @@ class Variable:
     """Position and type of a variable in a file of version 5.
 
     Args:
-        name: name of the variable.
         kind: one of :data:`CLASSES`.
-        is_complex: whether an imaginary part follows the real part.
-        shape: as in MATLAB.
         order: byte order, ``<`` or ``>``.
         data: offset of the values within the element.
         offset: offset of the element in the file.
         size: size of the element in the file in bytes.
-        compressed: whether the element is compressed.
     """
 
     name: str
@@ -323,11 +319,7 @@ class Variable:
 
 
 def variables(file: IO[bytes]) -> list[Variable]:
-    """Variables of a file of version 5.
-
-    Raises:
-        ValueError: the file is truncated, or an element is not a variable.
-    """
+    """Variables of a file of version 5."""
     length = file.seek(0, 2)
     file.seek(_HEADER_BYTES - 2)
     order = "<" if file.read(2) == b"IM" else ">"

@@ -100,8 +100,9 @@ class RecordingFile:
 
     Opening the file reads only the sizes. Memory use depends on the block that is read, not on the file.
 
-    Args:
-        path: a ``.h5``, ``.npz`` or ``.mat`` file, or ``sample:NAME`` for a sample recording.
+    A complex field may be stored as two real arrays, such as ``snapshots_real`` and ``snapshots_imag``. Codes
+    may be real numbers or signed integers. In MATLAB files, a matrix of snapshots that fits [L, M] is one
+    scene.
 
     Attributes:
         path: the file.
@@ -118,13 +119,6 @@ class RecordingFile:
         elements: [N, 3] float64, metres.
         fields: names of the fields that are present, as in ``.h5``.
         ignored: other names in the file.
-
-    A complex field may be stored as two real arrays, such as ``snapshots_real`` and ``snapshots_imag``. Codes
-    may be real numbers or signed integers. In MATLAB files, a matrix of snapshots that fits [L, M] is one
-    scene.
-
-    Raises:
-        InputError: the file is missing, damaged or not a recording, or its structure is wrong.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -203,11 +197,7 @@ class RecordingFile:
         return self.scenes
 
     def __getitem__(self, scenes: slice) -> Recording:
-        """Read the scenes of a slice with step 1, and check their values.
-
-        Raises:
-            InputError: values are invalid or unreadable, or the slice is empty.
-        """
+        """Read the scenes of a slice with step 1, and check their values."""
         start, stop, step = scenes.indices(self.scenes)
         if step != 1 or stop <= start:
             raise InputError(
@@ -237,11 +227,7 @@ class RecordingFile:
         return recording
 
     def batches(self, scenes: int) -> Iterator[Recording]:
-        """Yield all scenes in blocks of ``scenes``; the last block may be smaller.
-
-        Raises:
-            InputError: see :meth:`__getitem__`.
-        """
+        """Yield all scenes in blocks of ``scenes``; the last block may be smaller."""
         if scenes < 1:
             raise InputError("scenes", f"a batch needs at least one scene; got {scenes}")
         for start in range(0, self.scenes, scenes):
@@ -284,11 +270,7 @@ def sample_names() -> list[str]:
 
 
 def sample_path(name: str) -> Path:
-    """File of a sample recording.
-
-    Raises:
-        InputError: no sample has this name.
-    """
+    """File of a sample recording."""
     if name not in sample_names():
         close = difflib.get_close_matches(name, sample_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
@@ -297,11 +279,7 @@ def sample_path(name: str) -> Path:
 
 
 def suffix(path: Path) -> str:
-    """Extension of a recording in lower case.
-
-    Raises:
-        InputError: the extension is unknown.
-    """
+    """Extension of a recording in lower case."""
     found = path.suffix.lower()
     if found not in SUFFIXES:
         raise InputError(
@@ -312,11 +290,7 @@ def suffix(path: Path) -> str:
 
 
 def open_store(path: Path) -> Store:
-    """Open a file in the format that its extension and its first bytes say.
-
-    Raises:
-        InputError: the file is missing or unreadable, or its content does not match its extension.
-    """
+    """Open a file in the format that its extension and its first bytes say."""
     stores = _STORES[suffix(path)]
     content = _content(path)
     expected = " or ".join(stores)

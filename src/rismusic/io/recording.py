@@ -433,13 +433,8 @@ class Recording:
 def validate(recording: Recording, *, first_scene: int = 0, single: bool = False) -> None:
     """Check shapes, sizes and values of a recording.
 
-    Args:
-        recording: in memory.
-        first_scene: number of its first scene in error messages.
-        single: the snapshots were given as one scene [L, M]; error messages omit the scene axis.
-
-    Raises:
-        InputError: naming the field, and the scene where there is one.
+    Error messages count scenes from ``first_scene``, and have no scene axis if the snapshots were given as a
+    ``single`` scene [L, M].
     """
     check_shapes(recording, single=single)
     check_panel(recording.panel)
@@ -479,11 +474,7 @@ def to_room_frame(
 
 
 def check_recording(recording: object) -> None:
-    """Check that an argument is a recording.
-
-    Raises:
-        InputError: it is an array, the name of a file or anything else.
-    """
+    """Check that an argument is a recording."""
     if not isinstance(recording, Recording):
         how = (
             "read the file with rismusic.read"
@@ -496,12 +487,7 @@ def check_recording(recording: object) -> None:
 
 
 def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:
-    """A scene index as a slice with positive step or a tensor of scene numbers.
-
-    Raises:
-        IndexError: a scene number out of range, or a mask of another length.
-        TypeError: an index of another type.
-    """
+    """A scene index as a slice with positive step or a tensor of scene numbers."""
     if isinstance(index, slice):
         steps = range(*index.indices(scenes))
         return index if steps.step > 0 else torch.tensor(list(steps), dtype=torch.int64, device=device)

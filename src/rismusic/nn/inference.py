@@ -48,12 +48,7 @@ _CACHED = 4
 
 @dataclass(frozen=True, eq=False)
 class LoadedNetwork:
-    """A network and the card of its weights.
-
-    Args:
-        network: the network.
-        card: the card.
-    """
+    """A network and the card of its weights."""
 
     network: GridNetwork
     card: WeightsCard
@@ -62,17 +57,7 @@ class LoadedNetwork:
     def load(
         cls, weights: str, device: torch.device, *, untrained: bool = False, wave: Wave = "spherical"
     ) -> LoadedNetwork:
-        """Load a network, from a cache if possible.
-
-        Args:
-            weights: ``ideal``, ``robust`` or a file.
-            device: device of the network.
-            untrained: whether to replace the weights by random initial ones.
-            wave: form of the wave in the statistics that the network is given.
-
-        Raises:
-            InputError: the file is missing or no weights file.
-        """
+        """Load a network, from a cache if possible; if ``untrained``, with random initial weights."""
         path = weights_path(weights)
         try:
             state = path.stat()
@@ -179,12 +164,6 @@ class NetworkOutput:
 
         Lengths are scaled to the wavelength of the network and back, since the problem only depends on
         lengths in wavelengths.
-
-        Args:
-            loaded: the network.
-            recording: S scenes.
-            noise_variance: recorded or estimated sigma^2 of each scene.
-            spec: the settings.
         """
         network = loaded.network
         scale = network.grid.panel.wavelength / recording.wavelength
@@ -256,13 +235,7 @@ _SAME = 1e-6
 
 
 def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpec) -> str | None:
-    """Why the network does not apply to a panel, link, search volume or number of sources; none if it does.
-
-    Args:
-        loaded: the network.
-        recording: the scenes.
-        spec: the settings.
-    """
+    """Why the network does not apply to panel, link, search volume or number of sources; none if it does."""
     own, system = loaded.network.grid, loaded.card.system
     if (panel := other_panel(own.panel, recording.panel)) is not None:
         return f"they are for another panel, {panel}"
@@ -297,13 +270,7 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
 def scene_mismatches(
     loaded: LoadedNetwork, snr_db: Float[Tensor, "S"], count: Int64[Tensor, "S"] | None
 ) -> dict[int, str]:
-    """Scenes, by index, to which the network does not apply because of their content, and why.
-
-    Args:
-        loaded: the network.
-        snr_db: of S scenes.
-        count: K of each scene, if known.
-    """
+    """Scenes, by index, to which the network does not apply because of their content, and why."""
     reasons = {}
     most, (_, highest) = loaded.card.sources_max, limits(loaded.card.system.snr_db)
     for scene in (snr_db > highest + _MARGIN_DB).nonzero()[:, 0].tolist():

@@ -119,21 +119,13 @@ _RECORDS: dict[Kind, type[Record]] = {"step": StepRecord, "probe": ProbeRecord, 
 
 
 class RunFolder:
-    """A training on disk.
-
-    Args:
-        folder: its path; the module docstring lists the files.
-    """
+    """A training on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def check_new(self) -> None:
-        """Check that a training can be started in the folder.
-
-        Raises:
-            InputError: the folder is not empty.
-        """
+        """Check that a training can be started in the folder."""
         if (self.folder / SETTINGS).exists():
             raise InputError(
                 str(self.folder),
@@ -143,22 +135,14 @@ class RunFolder:
             raise InputError(str(self.folder), "the output must be a new or empty folder")
 
     def create(self, spec: TrainSpec) -> None:
-        """Create the folder and write the settings.
-
-        Raises:
-            InputError: the folder is not empty, or cannot be created.
-        """
+        """Create the folder and write the settings."""
         self.check_new()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / SETTINGS, f"# rismusic {__version__}\n{dump_spec(spec)}", overwrite=True)
 
     def settings(self) -> TrainSpec:
-        """The settings that the training was started with.
-
-        Raises:
-            InputError: there is no training in the folder, or its settings are not valid in this version.
-        """
+        """The settings that the training was started with."""
         if not (self.folder / SETTINGS).exists():
             reason = f"it has no {SETTINGS}" if self.folder.is_dir() else "it does not exist"
             raise InputError(str(self.folder), f"not the folder of a training: {reason}")
@@ -168,11 +152,7 @@ class RunFolder:
     def lock(self, is_main: bool = True) -> Iterator[None]:
         """Lock the folder against other processes. The operating system releases it when the process ends.
 
-        Args:
-            is_main: whether this is the process that writes. Other ranks of the same training take no lock.
-
-        Raises:
-            InputError: another process uses the folder.
+        Only the main process takes the lock.
         """
         if not is_main:
             yield
@@ -181,11 +161,7 @@ class RunFolder:
             yield
 
     def log(self, records: Sequence[Mapping[str, object]]) -> None:
-        """Append records to the run log.
-
-        Raises:
-            InputError: the disk is full or not writable.
-        """
+        """Append records to the run log."""
         text = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         path = self.folder / LOG
         check_not_link(path)
@@ -200,14 +176,7 @@ class RunFolder:
     def check_log(self, size: int) -> int:
         """Check, by reading alone, that the log can be continued from a checkpoint.
 
-        Args:
-            size: size of the log at the checkpoint.
-
-        Returns:
-            Size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
-
-        Raises:
-            InputError: a line is not a record, or the log has changed since the checkpoint.
+        Return the size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
         """
         path = self.folder / LOG
         check_not_link(path)
@@ -223,14 +192,7 @@ class RunFolder:
         return complete
 
     def cut_log(self, size: int) -> None:
-        """Remove the lines that were logged after the checkpoint, since those steps are repeated.
-
-        Args:
-            size: what :meth:`check_log` returned.
-
-        Raises:
-            InputError: the file is a link, or not writable.
-        """
+        """Remove the lines that were logged after the checkpoint, since those steps are repeated."""
         path = self.folder / LOG
         check_not_link(path)
         if self.log_size() > size:
@@ -238,11 +200,7 @@ class RunFolder:
                 os.truncate(path, size)
 
     def records(self, kind: Kind) -> list[dict[str, Any]]:
-        """The records of one kind in the log. An incomplete last line is ignored.
-
-        Raises:
-            InputError: a line is not a record.
-        """
+        """The records of one kind in the log. An incomplete last line is ignored."""
         path = self.folder / LOG
         if not path.exists():
             return []

@@ -327,15 +327,7 @@ def weights_path(weights: str | Path) -> Path:
 
 
 def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
-    """The card of a weights file, or one from its training settings if it has none.
-
-    Args:
-        source: the file, for error messages.
-        metadata: metadata of the file.
-
-    Raises:
-        InputError: the file has neither, or they are invalid.
-    """
+    """The card of a weights file, or one from its training settings if it has none."""
     try:
         if KEY in metadata:
             return WeightsCard(**_table(metadata[KEY]))

@@ -48,14 +48,8 @@ EpochCallback = Callable[[int, Validation], bool]
 class Trainer:
     """The training loop.
 
-    Args:
-        spec: all settings.
-        run: the run folder, created and locked.
-        group: the processes and the device.
-        progress: called with the number of scenes done and the total.
-        log: called with each message for the console.
-        on_record: called with each record of the run log.
-        on_epoch: called with the number of each epoch and its validation; returns whether to stop.
+    The run folder is created and locked. Callbacks are those of :func:`train`, and ``on_record`` for the run
+    log.
     """
 
     def __init__(
@@ -82,11 +76,7 @@ class Trainer:
         self._log_bytes: int | None = None
 
     def resume(self) -> None:
-        """Restore the last checkpoint, if there is one. No file is changed before the training goes on.
-
-        Raises:
-            InputError: the checkpoint or the log is damaged, or they are those of another training.
-        """
+        """Restore the last checkpoint, if there is one. No file is changed before the training goes on."""
         checkpoint = load_checkpoint(self.run)
         if checkpoint is not None:
             self.state, tensors = checkpoint
@@ -99,9 +89,7 @@ class Trainer:
     def train(self) -> None:
         """Train from the current state to the end.
 
-        Raises:
-            InputError: too many steps with non-finite gradients, or a full disk.
-            KeyboardInterrupt: on Ctrl-C, after a checkpoint.
+        On Ctrl-C it writes a checkpoint and raises ``KeyboardInterrupt``.
         """
         spec, state = self.spec, self.state
         if self._log_bytes is not None:

@@ -67,11 +67,7 @@ class Row:
 class LocateReport:
     """Collects estimates block by block and writes the report. Only a few numbers a scene stay in memory.
 
-    Args:
-        details: number of scenes shown in full, from the first on (fewer if the file would exceed 1 MB).
-
-    Raises:
-        InputError: the packages that reports need are not installed.
+    The first ``details`` scenes are shown in full (fewer if the file would exceed 1 MB).
     """
 
     def __init__(self, *, details: int = 8) -> None:
@@ -87,12 +83,7 @@ class LocateReport:
         self._spec: LocateSpec | None = None
 
     def add(self, recording: Recording, located: Estimate) -> None:
-        """Add the next scenes.
-
-        Raises:
-            InputError: the estimates do not belong to this recording, or their settings differ from those of
-                the scenes before.
-        """
+        """Add the next scenes."""
         if len(recording) != len(located.snr_db):
             raise InputError(
                 "located", f"has {len(located.snr_db)} scenes, but the recording has {len(recording)}"
@@ -138,16 +129,8 @@ class LocateReport:
     ) -> None:
         """Write the report of all scenes so far.
 
-        Args:
-            path: an ``.html`` file.
-            name: name of the recording.
-            facts: facts about the recording by name; if none, those that its first scene shows.
-            remarks: sentences on possible errors in the recording.
-            command: the command line that made the report.
-            overwrite: whether an existing file may be replaced.
-
-        Raises:
-            InputError: no scene was added, or the file cannot be written.
+        ``facts`` about the recording are by default those that its first scene shows; ``remarks`` are
+        sentences on possible errors in it.
         """
         if self._recording is None or self._spec is None:
             raise InputError("report", "there is no scene to report; call add() first")
@@ -418,14 +401,7 @@ class Entry:
 def entries(
     located: Estimate, truth: Sources | None, comparison: Comparison | None, scene: int
 ) -> list[Entry]:
-    """The sources of one scene, the strongest first.
-
-    Args:
-        located: estimates of a block of scenes.
-        truth: true sources of these scenes, if known.
-        comparison: the comparison of the two.
-        scene: index in the block.
-    """
+    """The sources of one scene, the strongest first."""
     partner: dict[int, int] = {}
     if comparison is not None:
         for true, estimate in enumerate(comparison.match.partner[scene].tolist()):

@@ -169,11 +169,7 @@ def _settings(spec: TuneSpec, space: Space, trials: int) -> dict[str, Any]:
 
 
 def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[optuna.Study, bool]:
-    """Create a study, or join one that another worker has created with the same settings; whether it is new.
-
-    Raises:
-        InputError: there is a study of this name with other settings, or one that is not ours.
-    """
+    """Create a study, or join one that another worker has created with these settings; whether it is new."""
     try:
         study, new = optuna.create_study(storage=storage, study_name=name), True
     except DuplicatedStudyError:
@@ -188,11 +184,7 @@ def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[o
 
 
 def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
-    """Check that an existing study can be joined: it has these settings, or none yet and no trials.
-
-    Raises:
-        InputError: it has other settings, or was not written by this package.
-    """
+    """Check that an existing study can be joined: it has these settings, or none yet and no trials."""
     held = study.user_attrs.get(_SETTINGS)
     if held == settings or (held is None and not study.get_trials(deepcopy=False)):
         return
@@ -208,11 +200,7 @@ def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
 
 
 def _resume(storage: BaseStorage, name: str) -> tuple[optuna.Study, TuneSpec, Space, int]:
-    """Load a study with its settings, its space and its number of trials.
-
-    Raises:
-        InputError: there is no study of this name, or it has no settings of this version.
-    """
+    """Load a study with its settings, its space and its number of trials."""
     known = optuna.get_all_study_names(storage)
     if name not in known:
         raise InputError(

@@ -139,12 +139,8 @@ def requeue_abandoned(study: optuna.Study, storage: BaseStorage) -> None:
 class Worker:
     """A process that runs the trials of a study, alone or together with others.
 
-    Args:
-        storage: the storage of the study.
-        max_failures: stop when more than this many trials fail in a row.
-        poll_s: seconds between two looks at the trials of other workers.
-        progress: called with the number of finished jobs and the number of all jobs.
-        say: called with each line for the console.
+    It stops when more than ``max_failures`` trials fail in a row, and looks at the trials of other workers
+    every ``poll_s`` seconds.
     """
 
     def __init__(
@@ -160,9 +156,7 @@ class Worker:
     ) -> None:
         """Run trials until all jobs are finished, by this worker or by others.
 
-        Raises:
-            InputError: too many trials failed in a row.
-            KeyboardInterrupt: on Ctrl-C, after the running trial was queued again.
+        On Ctrl-C the running trial is queued again.
         """
         enqueue(study, jobs)
         waits = False
