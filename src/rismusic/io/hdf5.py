@@ -83,9 +83,7 @@ class Hdf5Sink(Sink):
         """Close the file."""
         self._file.close()
 
-    def abort(self) -> None:
-        """Close the file."""
-        self._file.close()
+    abort = finish
 
 
 class PartialHdf5Sink(Hdf5Sink):

@@ -6,7 +6,6 @@ import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -153,7 +152,11 @@ class RecordingFile:
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
-                array = self._arrays[name] = _open_array(self._store, name, names)
+                if name in names:
+                    array = self._store.array(name)
+                else:
+                    array = ComplexPair(*map(self._store.array, _parts(name)))
+                self._arrays[name] = array
                 descriptions[name] = Description(array.shape, _type_name(name, array))
         structure = check_structure(descriptions, matlab=self._store.matlab)
         self._structure = structure
@@ -242,9 +245,7 @@ class RecordingFile:
     def __enter__(self) -> RecordingFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read(self, name: str, start: int, stop: int) -> Tensor:
@@ -342,13 +343,6 @@ def _parts(name: str) -> tuple[str, str]:
     return f"{name}_real", f"{name}_imag"
 
 
-def _open_array(store: Store, name: str, names: set[str]) -> StoredArray:
-    if name in names:
-        return store.array(name)
-    real, imag = (store.array(part) for part in _parts(name))
-    return ComplexPair(real, imag)
-
-
 def _type_name(name: str, array: StoredArray) -> str:
     """Type of an array. Real RIS configurations, such as +1 and -1 of one bit, count as complex."""
     if name == "codes" and array.dtype.kind in "fi":
@@ -412,13 +406,10 @@ def _number(store: Store, names: set[str], name: str, expected: str) -> float:
         raise InputError(name, f"must be {expected}; no such value in the file")
     value = _scalar(name, store, f"must be {expected}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(name, f"must be {expected}; got {_what(value)}")
+        # Without the names of Python's types.
+        found = repr(value) if isinstance(value, (bool, complex, str)) else "values of another type"
+        raise InputError(name, f"must be {expected}; got {found}")
     return float(value)
-
-
-def _what(value: object) -> str:
-    """A value of an attribute, without the names of Python's types."""
-    return repr(value) if isinstance(value, (bool, int, float, complex, str)) else "values of another type"
 
 
 def _scalar(name: str, store: Store, expected: str) -> object:

@@ -532,21 +532,15 @@ def check_shapes(recording: Recording, *, single: bool = False) -> None:
 
 def _check_same(first: Recording, other: Recording, name: str) -> None:
     """Refuse to join recordings that differ in more than their scenes."""
-    for field in ("elements", "pose"):
+    for field in ("elements", "pose", "frequencies"):
         one, two = getattr(first, field), getattr(other, field)
         if (one is None) != (two is None) or (one is not None and not torch.equal(one, two)):
             raise InputError(f"{name}.{field}", f"must equal {field} of recordings[0]")
-    for field in ("wave", "pattern_exponent", "symbols"):
+    for field in ("wave", "pattern_exponent", "symbols", "wavelength"):
         one, two = getattr(first, field), getattr(other, field)
         if one != two:
             raise InputError(f"{name}.{field}", f"must be {one!r} as in recordings[0]; got {two!r}")
-    if first.wavelength != other.wavelength:
-        raise InputError(
-            f"{name}.wavelength",
-            f"must be {first.wavelength:g} m as in recordings[0]; got {other.wavelength:g}",
-        )
-    if first.panel.frequencies != other.panel.frequencies:
-        raise InputError(f"{name}.frequencies", "must equal frequencies of recordings[0]")
+
     one, two = list(first.snapshots.shape[1:]), list(other.snapshots.shape[1:])
     if one != two:
         raise InputError(f"{name}.snapshots", f"must have [L, M] = {one} as in recordings[0]; got {two}")
