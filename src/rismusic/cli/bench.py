@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from rich.table import Table
 
 from rismusic.benchmark.spec import RESULTS, TIMINGS, BenchSpec, sweep_points
 from rismusic.cli.command import (
@@ -16,6 +17,7 @@ from rismusic.cli.command import (
     SafeConsole,
     check_extras,
     note,
+    number_table,
     progress_bar,
     without_channel,
     write_rows,
@@ -38,8 +40,6 @@ from rismusic.text import command_line, counted
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rismusic.benchmark.planning import BoundRow
     from rismusic.benchmark.run import Benchmark
     from rismusic.benchmark.summary import BenchRow, Group, Share
@@ -182,21 +182,11 @@ def _show(result: Benchmark) -> None:
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        title_justify="left",
-        title_style="bold",
-        min_width=_WIDTH,
-    )
-    table.add_column("method", no_wrap=True)
-    for head in heads:
-        wrapped = "\n".join(textwrap.wrap(head, _WIDTH_OF_SHARE - 1)) if "\n" not in head else head
-        table.add_column(wrapped, justify="right", no_wrap=True)
+    wrapped = [
+        "\n".join(textwrap.wrap(head, _WIDTH_OF_SHARE - 1)) if "\n" not in head else head for head in heads
+    ]
+    table = number_table(("method", *wrapped), title=title, title_justify="left", title_style="bold")
+    table.columns[0].justify, table.min_width = "left", _WIDTH
     return table
 
 
@@ -232,14 +222,8 @@ def _details(result: Benchmark) -> list[Table]:
     rates = {row.method: row.scenes_per_s for row in result.timings}
     for row in result.rows:
         style = "dim" if row.uses_truth else None
-        shares = (
-            row.search_failures,
-            row.ambiguities,
-            row.wrong_counts,
-            row.false_alarms,
-            row.f1,
-            row.count_right,
-        )
+        causes = (row.search_failures, row.ambiguities, row.wrong_counts)
+        shares = (*causes, row.false_alarms, row.f1, row.count_right)
         misses.add_row(
             row.method, _share(row.misses), *(_plain(100 * one.value, 1) for one in shares), style=style
         )
@@ -266,11 +250,6 @@ def _plain(value: float, digits: int) -> str:
 _SOURCES_IN_SWEEP, _SNR_DB_IN_SWEEP = (1, 3), (10.0,)
 
 
-def _one_of_snr_and_power(typed: Mapping[str, Any]) -> None:
-    if "snr_db" in typed and "power_dbm" in typed:
-        raise InputError("--power-dbm", "cannot be combined with --snr-db; give one of them")
-
-
 class _OfSystems(Command):
     """A command with the tables of a system and of its link budget."""
 
@@ -282,6 +261,12 @@ class _OfSystems(Command):
     codebook: CodebookSpec = CodebookSpec()
     wideband: WidebandSpec = WidebandSpec()
     budget: LinkBudgetSpec = LinkBudgetSpec()
+
+    @classmethod
+    def check_options(cls, typed: Mapping[str, Any]) -> None:
+        """Refuse an SNR beside a link budget."""
+        if "snr_db" in typed and "power_dbm" in typed:
+            raise InputError("--power-dbm", "cannot be combined with --snr-db; give one of them")
 
     def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Options of a link budget that is not made, and of a channel that is not there."""
@@ -344,11 +329,6 @@ class Bound(_OfSystems):
         few = {"sources": _SOURCES_IN_SWEEP, "snr_db": _SNR_DB_IN_SWEEP}
         return {**few, **values, "sweep": dict(sweep)}
 
-    @classmethod
-    def check_options(cls, typed: Mapping[str, Any]) -> None:
-        """Refuse SNRs beside a link budget."""
-        _one_of_snr_and_power(typed)
-
     @property
     def has_budget(self) -> bool:
         """With a transmit power."""
@@ -405,8 +385,6 @@ class Bound(_OfSystems):
 
 
 def _bound_table(rows: Sequence[BoundRow], title: str) -> Table:
-    from rich.table import Table
-
     swept, power = rows[0].sweep, rows[0].power_dbm is not None
     points = len(dict.fromkeys(row.point for row in rows))
     title += f"\nsweep of {swept}" if swept else ""
@@ -491,7 +469,7 @@ class Plan(_OfSystems):
         ):
             if path in typed:
                 raise InputError(f"--{path.replace('_', '-')}", f"is not used here; give {instead}")
-        _one_of_snr_and_power(typed)
+        super().check_options(typed)
 
     @property
     def has_budget(self) -> bool:
@@ -552,8 +530,6 @@ class Plan(_OfSystems):
 
 
 def _plan_table(systems: Sequence[Any], target_m: float, range_m: float) -> Table:
-    from rich.table import Table
-
     table = Table(title=f"smallest systems with a median position error of {target_m:g} m at {range_m:g} m")
     for head in ("panel", "N", "antennas M", "snapshots L", "bits", "SNR\n/ dB", "position\n/ m"):
         table.add_column(head, justify="right", no_wrap=True)

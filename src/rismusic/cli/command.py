@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, TypeVar
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,6 +32,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from rismusic.errors import InputError
@@ -354,6 +356,14 @@ def resumable(output: P, scenes: int, *, without: str = "") -> Iterator[P]:
                     f"--resume{without} to continue"
                 )
             raise
+
+
+def number_table(heads: Iterable[str], **settings: Any) -> Table:
+    """A table whose columns are numbers, aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, **settings)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 class _Rate(ProgressColumn):

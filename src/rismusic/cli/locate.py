@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
+from rich.table import Table
 
-from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
+from rismusic.cli.command import Command, Option, SafeConsole, note, number_table, progress_bar, resumable
 from rismusic.errors import InputError, in_file
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
@@ -31,8 +32,6 @@ from rismusic.text import command_line, counted, csv_text, plain, spans
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rismusic.estimation.estimate import Estimate
     from rismusic.io import Recording, RecordingFile
     from rismusic.io.calibration import PanelCalibration
@@ -483,17 +482,12 @@ def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
 
 def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
     """The table that ``rismusic locate`` prints: a row per source or miss."""
-    from rich import box
-    from rich.table import Table
-
     from rismusic.estimation.table import position_rows
 
     title, with_error = table_title(estimate)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
     names += ["true\nazim.", "true\nelev.", "true\nrange"] if truth else []
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table(names, title=title)
     beside = {(row.scene, row.found): row for row in truth if row.found is not None}
     rows, missing = defaultdict(list), defaultdict(list)
     for found in position_rows(estimate):
@@ -524,15 +518,10 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
 
 def room_table(estimate: Estimate) -> Table:
     """Positions in the room frame, a row per source."""
-    from rich import box
-    from rich.table import Table
-
     from rismusic.estimation.table import RoomPosition, position_rows
 
     _, with_error = table_title(estimate)
-    table = Table(title="room frame", box=box.SIMPLE_HEAD, padding=0)
-    for name in ("scene", "#", "x\nm", "y\nm", "z\nm"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table(("scene", "#", "x\nm", "y\nm", "z\nm"), title="room frame")
     for row in position_rows(estimate):
         assert isinstance(row, RoomPosition)
         values = (row.x_room_m, row.y_room_m, row.z_room_m)
@@ -564,22 +553,9 @@ def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
 
 def scenes_table(estimate: Estimate) -> Table:
     """The second table of ``rismusic locate``: a row per scene."""
-    from rich import box
-    from rich.table import Table
-
-    probability = estimate.n_sources_probability
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in [
-        "scene",
-        "sources",
-        *(["P(K)"] if probability is not None else []),
-        "p-value",
-        "status",
-        "warnings",
-    ]:
-        table.add_column(name, justify="right", no_wrap=True)
-    if estimate.impulses is not None:
-        table.add_column("impulses", justify="right", no_wrap=True)
+    probability, impulses = estimate.n_sources_probability, estimate.impulses
+    names = ["scene", "sources", *["P(K)"] * (probability is not None), "p-value", "status", "warnings"]
+    table = number_table(names + ["impulses"] * (impulses is not None))
     table.add_column("method")
     status = estimate.status
     for scene, count in enumerate(estimate.n_sources.tolist()):
@@ -589,8 +565,8 @@ def scenes_table(estimate: Estimate) -> Table:
         p_value = float(estimate.p_value[scene])
         cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", status[scene]]
         cells.append(str(len(estimate.warnings[scene])))
-        if estimate.impulses is not None:
-            cells.append(str(int(estimate.impulses[scene])))
+        if impulses is not None:
+            cells.append(str(int(impulses[scene])))
         table.add_row(*cells, f" {estimate.method[scene]}")
     return table
 

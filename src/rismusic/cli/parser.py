@@ -191,8 +191,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise, in place of printing the usage and leaving."""
         name, _, problem = message.removeprefix("argument ").partition(": ")
-        problem = {"expected one argument": "a value is missing"}.get(problem, problem)
-        if problem == "expected at least one argument":
+        if problem in ("expected one argument", "expected at least one argument"):
             problem = "a value is missing"
         raise InputError(name.split("/")[-1] or "rismusic", problem or message)
 

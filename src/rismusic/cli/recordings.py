@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from rich.table import Table
+from rich.text import Text
 
 from rismusic.cli.command import (
     Command,
@@ -227,9 +229,6 @@ class Check(Command):
         return 0
 
     def _print(self, result: CheckReport) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
         console = SafeConsole()
         facts = Table(show_header=False, box=None)
         for name, value in result.facts.items():

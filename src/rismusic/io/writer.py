@@ -135,11 +135,7 @@ class RecordingWriter:
         partial.keep(scenes=scenes, digest=self._digest.hexdigest())
 
     def _read_part(self, partial: PartialFile) -> None:
-        """Check what an earlier run has written, and take its first scene and its shared fields from it.
-
-        Raises:
-            InputError: it has changed.
-        """
+        """Check what an earlier run has written, and take its first scene and its shared fields from it."""
         try:
             store = Hdf5Store(partial.part)
         except InputError:
@@ -196,11 +192,7 @@ class RecordingWriter:
                 self._first[name] = value[:1].clone() if per_scene else value
 
     def _check_space(self, values: dict[str, Tensor]) -> None:
-        """Refuse a file that is larger than the free space of the disk.
-
-        Raises:
-            InputError: there is not enough space.
-        """
+        """Refuse a file that is larger than the free space of the disk."""
         scenes = dict.fromkeys(_per_scene(values), self.scenes)
         needed = sum(
             value.nbytes // len(value) * scenes.get(name, len(value)) for name, value in values.items()
