@@ -91,7 +91,12 @@ class Store:
                     str(self.folder),
                     "already holds a benchmark; choose another, or continue with resume=True (--resume)",
                 )
-            check_same(spec, self.folder)
+            kept = flat_settings(load_settings(self.folder).model_dump(mode="json"))
+            given = flat_settings(spec.model_dump(mode="json"))
+            for name in kept:
+                if given[name] != kept[name]:
+                    held = f"must be {kept[name]!r} as in {self.folder / SETTINGS}"
+                    raise InputError(name, f"{held}; got {given[name]!r}")
             return
         if not is_vacant(self.folder):
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
@@ -169,14 +174,6 @@ def load_settings(folder: Path) -> BenchSpec:
         return BenchSpec(**values)
     except InputError as error:
         raise InputError(str(path), str(error)) from None
-
-
-def check_same(spec: BenchSpec, folder: Path) -> None:
-    """Check that settings equal those of the benchmark in a folder."""
-    given, kept = (flat_settings(one.model_dump(mode="json")) for one in (spec, load_settings(folder)))
-    for name, value in kept.items():
-        if given[name] != value:
-            raise InputError(name, f"must be {value!r} as in {folder / SETTINGS}; got {given[name]!r}")
 
 
 class Share(NamedTuple):

@@ -18,7 +18,7 @@ are located without the network, with a warning.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -202,17 +202,8 @@ class NetworkOutput:
         recording = self.recording[scenes]
         if recording is self.recording:
             return self
-        return replace(
-            self,
-            recording=recording,
-            blend=self.blend[scenes],
-            network_sources=self.network_sources[scenes],
-            candidates=self.candidates[scenes],
-            candidate_fields=self.candidate_fields[scenes],
-            spatial_prior=self.spatial_prior[scenes],
-            log_count=self.log_count[scenes],
-            snr_db=self.snr_db[scenes],
-        )
+        others = {field.name for field in fields(self)} - {"recording", "card"}
+        return replace(self, recording=recording, **{name: getattr(self, name)[scenes] for name in others})
 
 
 def _share(projected: BackProjection, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:

@@ -305,11 +305,7 @@ def train(
     """
     run = RunFolder(Path(out))
     if resume and (settings or spec is not None or start is not None):
-        given = [
-            *settings,
-            *(["spec"] if spec is not None else []),
-            *(["start"] if start is not None else []),
-        ]
+        given = [*settings, *["spec"] * (spec is not None), *["start"] * (start is not None)]
         raise InputError(
             "resume",
             f"cannot be combined with other settings (got {', '.join(given)}); they are read from the folder",

@@ -137,7 +137,6 @@ class LocateReport:
         rows = [
             fragment("row.html.j2", row=row, linked=row.scene < self._wanted) for row in self._rows[:_ROWS]
         ]
-        rows, details = within(rows, _OVERVIEW), within(self._details, _DETAILS)
         total = score(*joined(self._comparisons)) if self._comparisons else None
         kind = self._comparisons[0].kind if total and not math.isnan(total.azimuth_over_bound) else ""
         few = max(map(max, self._counts), default=0) < _MOST
@@ -153,7 +152,7 @@ class LocateReport:
             methods=self._methods.most_common(),
             method=self._spec.method,
             rows=within(rows, _OVERVIEW),
-            details=details,
+            details=within(self._details, _DETAILS),
             wanted=min(self._wanted, len(self._rows)),
             scenes=len(self._rows),
             estimated=sum(row.estimated for row in self._rows),

@@ -188,10 +188,8 @@ def fixed(value: float, digits: int) -> str:
 
 def general(value: float, digits: int = 3) -> str:
     """A number with this many significant digits and a typographic minus; a dash for NaN."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
+    if not math.isfinite(value):
+        return fixed(value, 0)
     if 1e-3 <= abs(value) < 10**digits:
         return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}g}".replace("-", MINUS)
