@@ -37,19 +37,10 @@ _LARGEST_BOUND, _BLOCK = 2**27, 2**24
 
 @dataclass(frozen=True)
 class BoundRow:
-    """Bounds on the standard deviations over all sources of all scenes, for one K, SNR and swept value.
+    """Median bounds on the standard deviations over all sources of all scenes, for one K, SNR and point.
 
-    Args:
-        sources: K.
-        snr_db: SNR in dB; from a link budget, the median over the scenes.
-        azimuth_std_deg: median bound of the azimuth.
-        elevation_std_deg: median bound of the elevation.
-        range_std_m: median bound of the range.
-        inverse_range_std_per_m: median bound of 1 / range.
-        position_error_bound_m: root mean square of the position error bound (3-D) over all sources.
-        sweep: names of the swept settings, or empty.
-        point: their values, or empty.
-        power_dbm: transmit power of each source, if the SNR follows from a link budget.
+    The position error bound (3-D) is the root mean square. From a link budget, with the transmit power of
+    each source, the SNR is the median over the scenes. Without a sweep, ``sweep`` and ``point`` are empty.
     """
 
     sources: int
@@ -66,12 +57,9 @@ class BoundRow:
 
 @dataclass(frozen=True, eq=False)
 class SceneBounds:
-    """Bounds of random scenes.
+    """Bounds of the sources of random scenes, the position error bound in metres, and the SNR in dB.
 
-    Args:
-        bound: Cramer-Rao bound of the sources.
-        position_error: position error bound of each source in metres, [S, K].
-        snr_db: SNR of each scene in dB, [S]; NaN if the system draws it.
+    The SNR is NaN if the system draws it.
     """
 
     bound: Bound
@@ -267,17 +255,9 @@ _Cell = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PlannedSystem:
-    """A candidate and its position error bound.
+    """A candidate, with the medians of its SNR over all scenes and of its position error bound (3-D).
 
-    Args:
-        rows: number of rows of the panel.
-        columns: number of columns.
-        elements: number of elements, N.
-        antennas: number of receiver outputs, M.
-        snapshots: L.
-        bits: phase resolution; None with direct sampling.
-        snr_db: median SNR over the scenes in dB.
-        position_error_bound_m: median position error bound over all sources of all scenes (3-D).
+    ``bits`` is None with direct sampling.
     """
 
     rows: int

@@ -64,8 +64,7 @@ def plot_errors(group: Group, *, ax: Axes | None = None) -> Axes:
 def save_plots(groups: Sequence[Group], folder: Path, *, width_mm: float | None = None) -> list[Path]:
     """Write ``misses_SWEEP.png`` and ``errors_SWEEP.png`` for each sweep, with axes for each K.
 
-    Existing files are replaced. With a printed width (:mod:`rismusic.plots`), each plot is written as PDF
-    too.
+    Existing files are replaced. With a printed width (:mod:`rismusic.plots`), each is written as PDF, too.
     """
     paths = []
     for sweep in dict.fromkeys(group.sweep for group in groups):
@@ -163,17 +162,14 @@ def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
     styles = []
     for method in methods:
         number = (oracles if method.uses_truth else bases).index(method.base)
-        dash = "-" if method.polish else ":"
+        colours = ("0.15", "0.45", "0.65") if method.uses_truth else _COLOURS
+        dash = "--" if method.criterion == "conditional" else "-" if method.polish else ":"
         styles.append(
             {
-                "color": ("0.15", "0.45", "0.65")[number]
-                if method.uses_truth
-                else _COLOURS[number % len(_COLOURS)],
+                "color": colours[number % len(colours)],
                 "marker": MARKERS[number % len(MARKERS)],
-                "ls": "--" if method.criterion == "conditional" else dash,
-                "mfc": "white"
-                if method.uses_truth or method.criterion == "conditional" or not method.polish
-                else None,
+                "ls": dash,
+                "mfc": "white" if method.uses_truth or dash != "-" else None,
             }
         )
     return styles

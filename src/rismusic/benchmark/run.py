@@ -39,13 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Result of a benchmark.
-
-    Args:
-        spec: its settings.
-        rows: one for each cell and method.
-        timings: computing times of the methods; oracles are not timed.
-    """
+    """Result of a benchmark: a row for each cell and method, and computing times; oracles are not timed."""
 
     spec: BenchSpec
     rows: list[BenchRow]

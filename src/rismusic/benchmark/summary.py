@@ -50,6 +50,7 @@ from rismusic.benchmark.spec import (
 )
 from rismusic.crb import Bound
 from rismusic.errors import InputError
+from rismusic.estimation.maximum_likelihood import same_width
 from rismusic.files import (
     TABLE_ENDINGS,
     check_output,
@@ -138,7 +139,6 @@ class Store:
 
 
 def _part(content: bytes, unit: Unit) -> Arrays:
-    """The arrays of a stored unit."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(one.file_size for one in archive.infolist()) > _LARGEST_PART:
             raise ValueError("the arrays are too large")
@@ -336,13 +336,11 @@ def _joined(spec: BenchSpec, cell: Cell, name: str, store: Store) -> Arrays:
         part = store.read(Unit(cell, name, start, stop))
         assert part is not None, "only complete benchmarks are summarised"
         parts.append(part)
-    most = max(part["azimuth"].shape[1] for part in parts)
     joined = {}
     for key in parts[0]:
         values = [part[key] for part in parts]
         if key in ("azimuth", "elevation", "range"):
-            missing = [((0, 0), (0, most - value.shape[1])) for value in values]
-            values = [np.pad(v, m, constant_values=np.nan) for v, m in zip(values, missing, strict=True)]
+            values = [value.numpy() for value in same_width(*map(torch.from_numpy, values))]
         if key == "seconds":
             joined[key] = np.sum(values)
         elif key == "samples":

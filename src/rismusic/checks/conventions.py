@@ -505,10 +505,8 @@ MOST_LEFT = 0.5
 class Evidence:
     """Evidence for a change against the recorded form.
 
-    Args:
-        ratio: log-likelihood ratio summed over the scenes, nats.
-        improved: share of the scenes in which the likelihood increases.
-        left: share of the signal power left unexplained; 0 if unknown.
+    ``ratio`` is the log-likelihood ratio summed over the scenes in nats, ``improved`` the share of the scenes
+    in which the likelihood increases, ``left`` the share of the signal power left unexplained (0 if unknown).
     """
 
     change: Change

@@ -37,7 +37,6 @@ from rismusic.spec import (
     WidebandSpec,
 )
 from rismusic.text import command_line, counted
-from rismusic.version import __version__
 
 if TYPE_CHECKING:
     from rismusic.benchmark.planning import BoundRow
@@ -125,23 +124,20 @@ class Bench(Command):
             note(f"table written to {self.output}")
         self._draw(result)
         if self.report is not None:
-            self._report(result, self.report)
+            from rismusic.report import write_bench_report
+
+            write_bench_report(
+                self.report,
+                result.rows,
+                settings=result.spec,
+                timings=result.timings,
+                command=command_line(),
+                overwrite=self.overwrite,
+            )
+            note(f"report written to {self.report}")
         rows, scenes = counted(len(result.rows), "row"), counted(result.spec.scenes, "scene")
         note(f"results of {rows} and {scenes} each in {self.out}")
         return 0
-
-    def _report(self, result: Benchmark, path: Path) -> None:
-        from rismusic.report import write_bench_report
-
-        write_bench_report(
-            path,
-            result.rows,
-            settings=result.spec,
-            timings=result.timings,
-            command=command_line(),
-            overwrite=self.overwrite,
-        )
-        note(f"report written to {path}")
 
     def _draw(self, result: Benchmark) -> None:
         """Plots beside the tables. A run of hours does not fail because matplotlib is missing."""
@@ -373,11 +369,9 @@ class Bound(_OfSystems):
                 rows,
                 row_type=BoundRow,
                 overwrite=self.overwrite,
-                version=__version__,
                 **self.model_dump(mode="json", include={"kind", "scenes", "seed", "sweep", "budget"}),
                 system=system.model_dump(mode="json"),
             )
-            note(f"table written to {self.output}")
         if self.plot is not None:
             save(bound_figure(rows, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
             note(f"plot written to {self.plot}")
@@ -522,10 +516,8 @@ class Plan(_OfSystems):
                 result.systems,
                 row_type=PlannedSystem,
                 overwrite=self.overwrite,
-                version=__version__,
                 settings=settings,
             )
-            note(f"table written to {self.output}")
         return 0
 
 

@@ -49,11 +49,8 @@ P = TypeVar("P", bound=PartialFile)
 class Option:
     """How a field is written on the command line, where that differs from its name.
 
-    Args:
-        metavar: placeholder of the value in the help.
-        short: a second, short option such as ``-o``.
-        name: name of the option in place of the field's.
-        hidden: whether the field is no option, but follows from others.
+    ``metavar`` is the placeholder of the value in the help, ``short`` a second option such as ``-o``. A
+    hidden field is no option, but follows from others.
     """
 
     metavar: str = ""
@@ -398,15 +395,16 @@ def json_record(row: Any) -> dict[str, Any]:
 def write_rows(
     path: Path, rows: Sequence[Any], *, row_type: type[Any], overwrite: bool, **head: object
 ) -> None:
-    """Write dataclass rows as CSV or, with ``head`` beside them, as JSON, by the ending of the name.
+    """Write dataclass rows as CSV or, with ``head`` beside them, as JSON, by the ending of the name; say so.
 
     Infinities are null in JSON, which has no infinity.
     """
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     if path.suffix == ".json":
         records = [json_record(row) for row in rows]
-        text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
+        text = json.dumps({"version": __version__, **head, "rows": records}, indent=1, allow_nan=False) + "\n"
     else:
         records = [dataclasses.asdict(row) for row in rows]
         text = csv_text([field.name for field in dataclasses.fields(row_type)], records)
     write_text(path, text, overwrite=overwrite)
+    note(f"table written to {path}")

@@ -325,7 +325,10 @@ class Locate(Command):
             sources, scenes = counted(output.progress.sources, "source"), counted(output.scenes, "scene")
             note(f"{sources} in {scenes} written to {self.output}")
         if self.plot is not None and drawn is not None:
-            self._draw(*drawn, self.plot)
+            from rismusic.plots import plot_scene, save
+
+            save(plot_scene(*drawn, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
+            note(f"plot of scene {self.scene} written to {self.plot}")
         if self.report is not None and report is not None:
             self._write(report, self.report)
         return 0
@@ -394,7 +397,6 @@ class Locate(Command):
         return run_all(work, blocks, workers=workers, threads=threads, cluster=self.cluster, ordered=True)
 
     def _partial(self, path: Path, file: RecordingFile, others: list[RecordingFile]) -> PartialOutput:
-        """The output under construction."""
         from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
         from rismusic.partial import fingerprint
 
@@ -459,13 +461,6 @@ class Locate(Command):
             false_alarms = int(estimate.n_sources.sum()) - hits
             alarms = counted(false_alarms, "false alarm")
             note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {alarms}")
-
-    def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
-        """Plot one scene."""
-        from rismusic.plots import plot_scene, save
-
-        save(plot_scene(recording, estimate, width_mm=self.figure_width), path, overwrite=self.overwrite)
-        note(f"plot of scene {self.scene} written to {path}")
 
 
 def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:

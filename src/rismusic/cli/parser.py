@@ -197,7 +197,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """Values of the options that were typed."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser._negative_number_matcher = _NEGATIVE
     swept = _sweepable(kind)
@@ -210,7 +209,8 @@ def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]
             nargs = "+" if one.path in swept else one.nargs
             parser.add_argument(*flags, dest=one.path, nargs=nargs)
     known, rest = parser.parse_known_args(args)
-    strange = next((word for word in rest if word.startswith("-") and not _number(word)), None)
+    options = (word for word in rest if word.startswith("-") and not _NEGATIVE.fullmatch(word))
+    strange = next(options, None)
     if strange is not None:
         raise _unknown_option(strange.partition("=")[0], settings)
     typed = dict(vars(known))
@@ -347,10 +347,6 @@ def _leaves(annotation: Any) -> Iterator[Any]:
             yield from get_args(one)
         else:
             yield one
-
-
-def _number(word: str) -> bool:
-    return _NEGATIVE.fullmatch(word) is not None
 
 
 def overview(description: str, commands: Mapping[str, type[Command]]) -> str:

@@ -143,8 +143,12 @@ class Simulate(Command):
         with ExitStack() as stack:
             partial_file = None
             if self._is_resumable:
-                part = resumable(self._partial(link_from), self.scenes)
-                partial_file = stack.enter_context(part)
+                names = {"system", "seed", "split", "scenes", "device"}
+                settings = self.model_dump(mode="json", include=names)
+                part = PartialFile(
+                    self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
+                )
+                partial_file = stack.enter_context(resumable(part, self.scenes))
             writer = stack.enter_context(
                 RecordingWriter(
                     self.output,
@@ -167,13 +171,6 @@ class Simulate(Command):
         write_text(self.settings_file, head + dump_spec(self.system), overwrite=self.overwrite)
         note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {self.settings_file}")
         return 0
-
-    def _partial(self, link_from: Path | None) -> PartialFile:
-        """The recording under construction."""
-        settings = self.model_dump(mode="json", include={"system", "seed", "split", "scenes", "device"})
-        return PartialFile(
-            self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
-        )
 
     def _given(self) -> tuple[Panel, Link, Path] | tuple[None, None, None]:
         if self.link_from is None:
@@ -248,7 +245,6 @@ class Check(Command):
             console.print("\nNothing suspicious.")
 
     def _drawn(self) -> Scene:
-        """The scene to plot."""
         from rismusic.io import open_recording
         from rismusic.scene_view import Scene
 

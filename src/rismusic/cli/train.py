@@ -269,7 +269,6 @@ class Tune(Command):
 
 
 def _table(tuned: TuneResult) -> Table:
-    """The final evaluation."""
     table = Table("settings", "cost", "test cost", "F1", "GOSPA / m")
     for final in tuned.finals:
         f1, gospa = final.test_mean("f1"), final.test_mean("mean_gospa_m")

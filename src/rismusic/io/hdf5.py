@@ -63,8 +63,9 @@ class Hdf5Sink(Sink):
 
     userblock_bytes: ClassVar[int] = 0
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, CarefulFile(path, userblock_bytes=self.userblock_bytes)
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
+        self._path = path
+        self._file = CarefulFile(path, userblock_bytes=self.userblock_bytes, resumed=resumed)
 
     def attribute(self, name: str, value: str | float) -> None:
         """Write an attribute of the root."""
@@ -92,9 +93,6 @@ class PartialHdf5Sink(Hdf5Sink):
     The space of a dataset is allocated when it is created, so that nothing but values is written afterwards.
     A process that is killed therefore leaves a valid file.
     """
-
-    def __init__(self, path: Path, *, resumed: bool) -> None:
-        self._path, self._file = path, CarefulFile(path, resumed=resumed)
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Create a dataset in chunks of whole scenes, and allocate its space."""

@@ -290,14 +290,10 @@ class Mat73Array:
 
 @dataclass(frozen=True)
 class Variable:
-    """Position and type of a variable in a file of version 5.
+    """Position and type (of :data:`CLASSES`) of a variable in a file of version 5.
 
-    Args:
-        kind: one of :data:`CLASSES`.
-        order: byte order, ``<`` or ``>``.
-        data: offset of the values within the element.
-        offset: offset of the element in the file.
-        size: size of the element in the file in bytes.
+    ``offset`` and ``size`` in bytes are those of its element in the file, ``data`` is the offset of the
+    values within it. The byte order is ``<`` or ``>``.
     """
 
     name: str

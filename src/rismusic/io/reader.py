@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -28,6 +28,7 @@ from rismusic.io.schema import (
     check_frequencies,
     check_panel,
     check_structure,
+    check_symbols,
     check_values,
 )
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
@@ -44,7 +45,7 @@ _LARGEST_SCENE_BYTES = 2**30
 # Names of a file that a message lists.
 _SHOWN = 6
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_STORES: dict[str, dict[str, type[Store]]] = {
+_STORES: dict[str, dict[str, Callable[[Path], Store]]] = {
     ".h5": {"an HDF5 file": Hdf5Store},
     ".npz": {"a zip archive": NpzStore},
     ".mat": {"a MATLAB 5 file": Mat5Store, "a MATLAB 7.3 file": Mat73Store},
@@ -104,14 +105,10 @@ class RecordingFile:
     scene.
 
     Attributes:
-        path: the file.
         format: ``h5``, ``npz``, ``mat 5`` or ``mat 7.3``.
-        scenes: S.
-        snapshots: L.
-        antennas: M.
+        scenes, snapshots, antennas: S, L and M.
         size: elements of the panel, N.
         sources_max: K_max; none without truth.
-        wavelength: metres.
         wave: form of the wave, ``spherical`` where the file does not say.
         symbols: model of the symbols, ``independent`` where the file has no pilots and does not say.
         pattern_exponent: q of the element pattern cos^q, 0 where the file does not say.
@@ -172,9 +169,7 @@ class RecordingFile:
         check_panel(self.panel)
         if "frequencies" in self.fields:
             check_frequencies(self._read("frequencies", 0, 0), self.wavelength)
-        if ("pilots" in self.fields) != (self.symbols == "known"):
-            missing = "pilots" if self.symbols == "known" else "symbols"
-            raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")
+        check_symbols(self.symbols, has_pilots="pilots" in self.fields)
 
     @property
     def panel(self) -> Panel:

@@ -440,7 +440,7 @@ def validate(recording: Recording, *, first_scene: int = 0, single: bool = False
     check_panel(recording.panel)
     if recording.frequencies is not None:
         check_frequencies(recording.frequencies, recording.wavelength)
-    check_symbols(recording.symbols, recording.pilots)
+    check_symbols(recording.symbols, has_pilots=recording.pilots is not None)
     check_values(tensors(recording), recording.truth, first_scene=first_scene)
 
 
@@ -476,14 +476,12 @@ def to_room_frame(
 def check_recording(recording: object) -> None:
     """Check that an argument is a recording."""
     if not isinstance(recording, Recording):
+        is_file = isinstance(recording, (str, Path))
         how = (
-            "read the file with rismusic.read"
-            if isinstance(recording, (str, Path))
-            else ("make one of arrays with rismusic.Recording.from_arrays")
+            "read the file with rismusic.read" if is_file else "make one with rismusic.Recording.from_arrays"
         )
-        raise InputError(
-            "recording", f"must be a rismusic.Recording; got {type(recording).__name__}. First {how}"
-        )
+        kind = type(recording).__name__
+        raise InputError("recording", f"must be a rismusic.Recording; got {kind}. First {how}")
 
 
 def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:

@@ -122,12 +122,7 @@ class Description(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Full shape of an array and its scene axis.
-
-    Args:
-        shape: with every axis of the layout, [S, ...] or without S where all scenes share it.
-        scene_axis: the axis of the stored array along which scenes are counted; none where they share it.
-    """
+    """Full shape of an array, with S if it has one, and the axis that counts the scenes as it is stored."""
 
     shape: tuple[int, ...]
     scene_axis: int | None
@@ -463,14 +458,13 @@ def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
     )
 
 
-def check_symbols(symbols: SymbolModel, pilots: Tensor | None) -> None:
+def check_symbols(symbols: SymbolModel, *, has_pilots: bool) -> None:
     """Check that the model of the symbols and the pilots go together."""
     if symbols not in get_args(SymbolModel):
         raise InputError("symbols", f"must be one of {', '.join(get_args(SymbolModel))}; got {symbols!r}")
-    if symbols == "known" and pilots is None:
-        raise InputError("pilots", "missing; symbols = known needs the pilots, complex [L, K] or [S, L, K]")
-    if symbols != "known" and pilots is not None:
-        raise InputError("symbols", f"must be known where pilots are given; got {symbols!r}")
+    if (symbols == "known") != has_pilots:
+        missing = "pilots" if symbols == "known" else "symbols"
+        raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")
 
 
 def _check_covariance(value: Tensor, first_scene: int) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +102,12 @@ class RecordingWriter:
                 for name in _per_scene(values):
                     self._sink.write(name, self._written, values[name].numpy())
             if self._partial is not None:
-                self._keep(values, self._partial)
+                assert isinstance(self._sink, PartialHdf5Sink)
+                with self._on_disk():
+                    self._sink.flush()
+                self._hash({name: value.numpy() for name, value in values.items()})
+                scenes = self._written + len(block)
+                self._partial.keep(scenes=scenes, digest=self._digest.hexdigest())
             self._written += len(block)
 
     def __enter__(self) -> RecordingWriter:
@@ -124,15 +129,6 @@ class RecordingWriter:
             else:
                 self._output.commit()
                 self._output.discard()
-
-    def _keep(self, values: Mapping[str, Tensor], partial: PartialFile) -> None:
-        """Put a block on the disk, and then that it is complete."""
-        assert isinstance(self._sink, PartialHdf5Sink)
-        with self._on_disk():
-            self._sink.flush()
-        self._hash({name: value.numpy() for name, value in values.items()})
-        scenes = self._written + len(values["snapshots"])
-        partial.keep(scenes=scenes, digest=self._digest.hexdigest())
 
     def _read_part(self, partial: PartialFile) -> None:
         """Check what an earlier run has written, and take its first scene and its shared fields from it."""
@@ -290,8 +286,8 @@ def _attributes(recording: Recording) -> dict[str, str | float]:
     }
 
 
-def _sink(path: Path, mat_version: str) -> type[Sink]:
-    sinks: dict[str, type[Sink]] = {"5": Mat5Sink, "7.3": Mat73Sink}
+def _sink(path: Path, mat_version: str) -> Callable[[Path], Sink]:
+    sinks: dict[str, Callable[[Path], Sink]] = {"5": Mat5Sink, "7.3": Mat73Sink}
     if mat_version not in sinks:
         raise InputError("mat_version", f'must be "5" or "7.3"; got {mat_version!r}')
     sinks |= {".h5": Hdf5Sink, ".npz": NpzSink, ".mat": sinks[mat_version]}

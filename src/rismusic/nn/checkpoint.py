@@ -146,7 +146,6 @@ _LARGEST_TENSORS, _LARGEST_HEADER = 2**32, 2**22
 
 
 def _tensor_file(state: State) -> str:
-    """Name of the tensor file."""
     return f"state-{state.epoch:04d}-{state.step:07d}.safetensors"
 
 

@@ -191,7 +191,6 @@ def channel_dropout(spec: NetworkSpec, draws: Draws) -> Float[Tensor, "S T B 2 W
     Neighbouring cells of a feature map are strongly correlated, so whole channels are dropped (Tompson et
     al., "Efficient object localization using convolutional networks", CVPR 2015), on the residual branches
     (Vaswani et al., "Attention is all you need", NeurIPS 2017). The mean is 1, so inference needs no scaling.
-
     Row 0 of each block is for its feed-forward branch, row 1 for its attention, if it has one.
     """
     uniform = draws.uniform(Stream.DROPOUT, spec.stages, spec.depth, 2, spec.width)

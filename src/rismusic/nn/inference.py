@@ -92,10 +92,8 @@ _NEIGHBOURHOOD = 3
 class SpatialPrior:
     """Spatial prior from the heat maps of S scenes, for :func:`~rismusic.estimation.relax.relax_sweeps`.
 
-    Args:
-        near: share of the sources in the neighbourhood of each grid point, [S, X, Y, Z].
-        grid: grid of the map, for the wavelength of the network.
-        scale: wavelength of the network over that of the recording.
+    ``near`` is the share of the sources around each grid point, ``scale`` the wavelength of the network, for
+    which the grid is, over that of the recording.
     """
 
     near: Float[Tensor, "S X Y Z"]
@@ -142,7 +140,6 @@ class NetworkOutput:
         spatial_prior: log probability of source positions, from the heat map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] SNR of the scenes, with the recorded or estimated noise variance.
-        card: card of the weights.
     """
 
     recording: Recording

@@ -94,9 +94,8 @@ def steering_basis(steering: Complex[Tensor, "*batch N K"]) -> Complex[Tensor, "
     r"""Q with :math:`Q Q^H = P = A (A^H A + \epsilon I)^{-1} A^H`, the projector onto the true sources.
 
     :math:`Q = A C^{-H}`, C the Cholesky factor of :math:`A^H A + \epsilon I`, :math:`\epsilon` = 1e-9, in
-    double precision. No gradient flows through it.
-
-    Columns of A have unit norm; those of A and Q are zero where there is no source.
+    double precision. No gradient flows through it. Columns of A have unit norm; those of A and Q are zero
+    where there is no source.
     """
     A = steering.to(torch.complex128)
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
@@ -115,9 +114,8 @@ def subspace_leakage(covariance: Covariance, basis: Complex[Tensor, "*batch N K"
     .. math:: |P_\perp R P_\perp|_F^2 = |F_\perp^H F_\perp|_F^2 + 2 \epsilon |F_\perp|_F^2
         + \epsilon^2 (N - \mathrm{tr}\, Q Q^H).
 
-    It projects onto true steering vectors, so no gradient passes through eigenvectors.
-
-    The share is 0 if R lies in the subspace, which needs a loading of 0. Q is that of :func:`steering_basis`.
+    It projects onto true steering vectors, so no gradient passes through eigenvectors. The share is 0 if R
+    lies in the subspace, which needs a loading of 0. Q is that of :func:`steering_basis`.
     """
     F, loading = covariance.factor, covariance.loading
     outside = F - basis @ (basis.mH @ F)
@@ -136,7 +134,6 @@ def eigenvalue_gap(covariance: Covariance, count: Int64[Tensor, "*batch"]) -> Fl
 
     They are the eigenvalues of the small matrix :math:`F^H F`; the loading shifts all equally and cancels.
     Unlike that of eigenvectors, the gradient of eigenvalues, :math:`u^H\,dR\,u`, is finite for repeated ones.
-
     K = 0 counts as 1.
     """
     F = covariance.normalised().factor
@@ -163,9 +160,8 @@ def eigengap_hinge(
     .. math:: \frac{\max(0, \gamma - (\lambda_K(R) - \lambda_{K+1}(R)))}{\gamma + 10^{-6}}, \qquad
         \gamma = \min(m,\; \lambda_K(T) - \lambda_{K+1}(T)),
 
-    so that the margin does not exceed the true gap, which is small for close or many sources.
-
-    T is conditioned like R, and the margin m is relative to the trace. The loss is 0 if the gap reaches the
+    so that the margin does not exceed the true gap, which is small for close or many sources. T is
+    conditioned like R, and the margin m is relative to the trace. The loss is 0 if the gap reaches the
     margin.
     """
     with torch.no_grad():
@@ -200,9 +196,8 @@ def peak_contrast(
     .. math:: \sum_c t_c \log \frac{t_c}{s_c},
 
     so that no more contrast is required than the true covariance has. Both covariances get a further loading
-    of 5 % of the trace, since R may be singular.
-
-    T is conditioned like R. The loss is undefined where there is no source.
+    of 5 % of the trace, since R may be singular. T is conditioned like R. The loss is undefined where there
+    is no source.
     """
     shape = around.shape[-2:]
     vectors = around.flatten(-2)
@@ -268,7 +263,6 @@ class Targets:
         true: R_true of trace 1, not conditioned.
         sample: R_samp of trace 1, not conditioned, computed from the snapshots as in inference.
         conditioning: loading and shrinkage of R_samp, applied to R_blend and R_true.
-        grid: the search grid.
     """
 
     truth: Sources
@@ -283,11 +277,7 @@ class Targets:
     def of(
         cls, recording: Recording, grid: SearchGrid, noise_variance: Float[Tensor, "S"] | None = None
     ) -> Targets:
-        """Targets from a recording with true sources.
-
-        The noise variance is by default that of the recording, or an estimate if it has none, as in
-        inference.
-        """
+        """Targets from true sources and a noise variance, by default that of :func:`noise_of`."""
         if recording.truth is None:
             raise InputError("truth", "the recording has no true sources, which the losses need")
         if recording.truth.power is None:
@@ -355,11 +345,10 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
     .. math:: c_q(B) = \min\left( c_{q-1}(B),\; \min_{k \in B} c_{q-1}(B \setminus k) + \mathrm{cost}_{qk}
         \right),
 
-    and the choices are traced back from the full set (dynamic programming over subsets; Held and Karp,
-    J. SIAM 10 (1962)). It is exact like the Hungarian algorithm, batched, and does not synchronise with the
-    host: Q steps on tables of 2^K numbers per scene.
-
-    The cost is equal for all heads where a source is absent.
+    and the choices are traced back from the full set (dynamic programming over subsets; Held and Karp, J.
+    SIAM 10 (1962)). It is exact like the Hungarian algorithm, batched, and does not synchronise with the
+    host: Q steps on tables of 2^K numbers per scene. The cost is equal for all heads where a source is
+    absent.
     """
     scenes, heads, most = cost.shape
     if most > heads:
@@ -391,8 +380,7 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
 class Matched:
     """Losses of each scene under the best assignment of heads to sources.
 
-    Args:
-        partner: [S, K] the head assigned to each source; an arbitrary unused one for absent sources.
+    The partner of an absent source is an arbitrary unused head.
     """
 
     partner: Int64[Tensor, "S K"]
@@ -422,9 +410,7 @@ def match_heads(prediction: Prediction, truth: Sources, *, weights: tuple[float,
     .. math:: \sum_k \frac{w_a d^{angle}_{q_k k} + w_r d^{range}_{q_k k}}{K} - \frac{w_e\, e_{q_k}}{Q}
 
     which is the weighted sum of the three losses up to a constant, because softplus(-e) - softplus(e) = -e.
-    The loss is therefore continuous where the assignment changes.
-
-    The weights are w_a, w_r and w_e.
+    The loss is therefore continuous where the assignment changes. The weights are w_a, w_r and w_e.
     """
     active = truth.active
     azimuth, elevation, distance = (value[:, None, :] for value in truth.filled())
@@ -475,9 +461,8 @@ def heat_map_target(truth: Sources, grid: SearchGrid, width: float = HEAT_MAP_WI
         \frac{e^{-(c_p - c_k)^2 / 2 w^2 \Delta_c^2}}{\sum_{c'} e^{-(c' - c_k)^2 / 2 w^2 \Delta_c^2}},
 
     with the grid step :math:`\Delta_c` of coordinate c and the lower sum over all points of that axis. Points
-    outside the volume get 0.
-
-    The target has sum 1, or is 0 without a source in or near the volume; w is the width in grid steps.
+    outside the volume get 0. The target has sum 1, or is 0 without a source in or near the volume; w is the
+    width in grid steps.
     """
     azimuth, elevation, distance = truth.filled()
     spread = []
@@ -571,9 +556,7 @@ class Losses:
     """The total loss and its terms, on the device.
 
     Args:
-        total: weighted sum of the terms, a scalar with a gradient.
         terms: mean over the scenes of each loss, unweighted; losses of weight 0 are left out.
-        weights: weights of the terms.
         oracle: values at R_pred = R_true of the terms that compare R_blend with R_true: the part that is due
             to R_samp and the loading. It is not a lower bound, since an R_pred that compensates errors of
             R_samp gets slightly below.
@@ -598,9 +581,8 @@ def total_loss(
 
     Covariance, subspace, eigengap and peak contrast compare R_blend with R_true, conditioned in the same way;
     ``covariance_predicted`` compares R_pred alone. A scene without sources has no R_true; it contributes to
-    the losses of count, existence, orthogonality and cross only.
-
-    ``weights`` replace those of ``spec``; see :func:`~rismusic.nn.data.weights_at`.
+    the losses of count, existence, orthogonality and cross only. ``weights`` replace those of ``spec``; see
+    :func:`~rismusic.nn.data.weights_at`.
     """
     weights = {**spec.weights, **(weights or {})}
     _check(prediction, targets, weights)
@@ -669,7 +651,6 @@ class _Structure:
 def _positions(
     prediction: Prediction, targets: Targets, used: Mapping[TermName, float]
 ) -> dict[TermName, Tensor]:
-    """The losses of the position heads."""
     weights = used.get("angle", 0.0), used.get("log_range", 0.0), used.get("existence", 0.0)
     if not any(weights):
         return {}

@@ -46,12 +46,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """A measured value with its limit.
+    """A measured value with its limit, and what a value outside the limit means.
 
-    Args:
-        meaning: what a value outside the limit means, one sentence.
-        advice: what to do about it, one sentence; empty if the meaning says it.
-        where: the function or line to look at first, if known.
+    The advice is empty if the meaning says what to do; ``where`` is the function or line to look at first.
     """
 
     name: str
@@ -243,11 +240,9 @@ def copy_parameters(learner: Learner) -> dict[str, Tensor]:
 def parameter_updates(learner: Learner, before: Mapping[str, Tensor], rates: Mapping[str, float]) -> Report:
     """[OPT]: sizes of the parameter updates of a step.
 
-    Adam changes each value by about the learning rate, so the root mean square change is measured in units
-    of it.
-
-    ``before`` is the result of :func:`copy_parameters` before the step, ``rates`` the learning rate of each
-    group in it.
+    Adam changes each value by about the learning rate, so the root mean square change is measured in units of
+    it. ``before`` is the result of :func:`copy_parameters` before the step, ``rates`` the learning rate of
+    each group in it.
     """
     group_of = {
         id(parameter): str(group["name"])
@@ -412,9 +407,8 @@ def overfit_one_batch(
 ) -> OverfitResult:
     """Take a few steps on the first batch at the full learning rates, with beta rising from 0 to 0.3.
 
-    The loss is that of the current (not averaged) weights at beta = 0, with the weights of the settings.
-
-    The schedule of the settings is ignored.
+    The loss is that of the current (not averaged) weights at beta = 0, with the weights of the settings. The
+    schedule of the settings is ignored.
     """
     constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0, curriculum=False)
     spec = spec.replace(schedule=constant, accumulation=1, scenes_per_epoch=steps * spec.batch)

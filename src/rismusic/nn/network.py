@@ -193,9 +193,8 @@ class Linear(nn.Linear):
 class Block(nn.Module):
     """ConvNeXt block, with attention over all cells because distant sources compete to explain the data.
 
-    Liu et al., "A ConvNet for the 2020s" (CVPR 2022).
-
-    The kernel of the depthwise convolution is odd; without heads there is no attention.
+    Liu et al., "A ConvNet for the 2020s" (CVPR 2022). The kernel of the depthwise convolution is odd; without
+    heads there is no attention.
     """
 
     def __init__(self, width: int, kernel: int, *, heads: int) -> None:

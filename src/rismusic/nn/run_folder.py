@@ -39,9 +39,8 @@ _BEGIN = b'{"kind": "'
 _WITHOUT_LOG = "without the file the training can be resumed, but its learning curves are lost"
 
 
-class StepRecord(Record):
-    """One optimizer step in the log, with the value of each loss."""
-
+class _Step(Record):
+    # The other numbers are the values of the losses.
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonNumber] = Field(init=False)
 
@@ -52,9 +51,7 @@ class StepRecord(Record):
     loss: JsonNumber = None
 
 
-class FindingRecord(Record):
-    """A finding of a probe in the log."""
-
+class _Finding(Record):
     name: str
     value: JsonNumber
     threshold: JsonNumber
@@ -63,49 +60,43 @@ class FindingRecord(Record):
     advice: str
 
 
-class ProbeRecord(Record):
-    """The report of a probe in the log, with its numbers."""
-
+class _Probe(Record):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonNumber] = Field(init=False)
 
     kind: Literal["probe"]
     tag: str
     epoch: Natural
-    findings: list[FindingRecord]
+    findings: list[_Finding]
 
 
-class ScoreRecord(Record):
+class _Score(Record):
     """What the curves show of a score."""
 
     recall: JsonNumber = None
     count_right: JsonNumber = None
 
 
-class ScoresRecord(Record):
+class _Scores(Record):
     """Scores of MUSIC on R_blend and on R_pred."""
 
-    blend: ScoreRecord = ScoreRecord()
-    predicted: ScoreRecord = ScoreRecord()
+    blend: _Score = _Score()
+    predicted: _Score = _Score()
 
 
-class ValidationRecord(Record):
-    """A validation in the log."""
-
+class _Validation(Record):
     loss: JsonNumber
     terms: dict[str, JsonNumber]
-    scores: ScoresRecord = ScoresRecord()
+    scores: _Scores = _Scores()
 
 
-class EpochRecord(Record):
-    """An epoch in the log."""
-
+class _Epoch(Record):
     model_config = ConfigDict(extra="allow")
 
     kind: Literal["epoch"]
     epoch: Natural
     training: dict[str, JsonNumber]
-    validation: ValidationRecord
+    validation: _Validation
 
 
 Kind = Literal["step", "probe", "epoch"]
@@ -115,7 +106,7 @@ class _Line(Record):
     kind: Kind
 
 
-_RECORDS: dict[Kind, type[Record]] = {"step": StepRecord, "probe": ProbeRecord, "epoch": EpochRecord}
+_RECORDS: dict[Kind, type[Record]] = {"step": _Step, "probe": _Probe, "epoch": _Epoch}
 
 
 class RunFolder:

@@ -350,7 +350,6 @@ def reason_of(error: Exception) -> str:
 
 
 def _table(text: str) -> dict[str, Any]:
-    """A JSON object."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"a table is needed, not {value!r:.30}")  # noqa: TRY004

@@ -46,10 +46,9 @@ EpochCallback = Callable[[int, Validation], bool]
 
 
 class Trainer:
-    """The training loop.
+    """The training loop, in a run folder that is created and locked.
 
-    The run folder is created and locked. Callbacks are those of :func:`train`, and ``on_record`` for the run
-    log.
+    Callbacks are those of :func:`train`, and ``on_record`` for the run log.
     """
 
     def __init__(
@@ -137,7 +136,6 @@ class Trainer:
         self._checkpoint()
 
     def _probe(self, beta: float, weights: Mapping[TermName, float]) -> None:
-        """Run the probes at the start of an epoch."""
         if not self.group.is_main:
             return
         self._report(probes.beta(beta))
@@ -256,13 +254,7 @@ class Trainer:
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """Result of a training.
-
-    Args:
-        network: with the averaged weights of the best epoch.
-        epochs: log record of each epoch.
-        folder: the run folder.
-    """
+    """The network, with the averaged weights of the best epoch, the log of each epoch, and the run folder."""
 
     network: GridNetwork
     epochs: list[dict[str, object]]

@@ -80,7 +80,9 @@ def write_bench_report(
     lines = []
     for row in rows:
         rate = general(rates.get((_cell_of(row), row.method), math.nan))
-        lines.append(fragment("bench_row.html.j2", row=row, cells=_cells(row), rate=rate, timed=bool(rates)))
+        values = [getattr(row, name) for _, _, name in COLUMNS]
+        cells = [_share(value) if isinstance(value, Share) else (general(value), "") for value in values]
+        lines.append(fragment("bench_row.html.j2", row=row, cells=cells, rate=rate, timed=bool(rates)))
     shown_tables, shown_lines = within(tables, _TABLES), within(lines, _ALL)
     write_page(
         Path(path),
@@ -149,9 +151,3 @@ def _share(share: Share) -> tuple[str, str]:
     """A share and its interval in percent."""
     low, high = fixed(100 * share.low, 1), fixed(100 * share.high, 1)
     return fixed(100 * share.value, 1), f"{low}–{high}"
-
-
-def _cells(row: BenchRow) -> list[tuple[str, str]]:
-    """Number and interval of every column."""
-    values = [getattr(row, name) for _, _, name in COLUMNS]
-    return [_share(value) if isinstance(value, Share) else (general(value), "") for value in values]

@@ -222,7 +222,6 @@ def recording_facts(recording: Recording, scenes: int) -> dict[str, str]:
 
 
 def _error_bars(spec: LocateSpec) -> str:
-    """What the error bars are."""
     if spec.allowed_error > 0:
         return (
             "± is one standard deviation of the estimate with the hardware errors of the panel taken as "
@@ -306,11 +305,8 @@ POWERS_FITTED = (
 class Comparison:
     """Estimates of S scenes compared with the truth.
 
-    Args:
-        match: hits and errors.
-        bound: Cramer-Rao bound at the truth; none where so many sources cannot be identified.
-        kind: description of the bound.
-        inside: [S, K] whether the true position of a hit lies inside the error ellipsoid of its estimate.
+    The bound, described by ``kind``, is that at the truth; none where so many sources cannot be identified.
+    ``inside``: [S, K] whether the true position of a hit lies inside the error ellipsoid of its estimate.
     """
 
     match: Match
@@ -365,13 +361,10 @@ _SCALE = (180 / math.pi, 180 / math.pi, 1.0)
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table of a source.
+    """One line of the table of a source: ``estimate``, ``true``, ``error`` or ``bound``.
 
-    Args:
-        name: ``estimate``, ``true``, ``error`` or ``bound``.
-        cells: azimuth and elevation (degrees), range (m).
-        bars: their standard deviations, or none.
-        snr: dB, or empty.
+    The cells are azimuth and elevation in degrees and range in metres, ``bars`` their standard deviations, if
+    any. The SNR is in dB, or empty.
     """
 
     name: str
@@ -382,13 +375,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Entry:
-    """One source of a scene.
+    """One source of a scene: a ``hit``, ``missed``, a ``false alarm``, or empty without truth.
 
-    Args:
-        title: number of the estimate; empty where the source was missed.
-        verdict: ``hit``, ``missed``, ``false alarm``, or empty where the truth is not known.
-        lines: lines of the table.
-        room: the position in the room frame, where the recording has a pose.
+    The title is the number of the estimate, or empty; ``room`` is the position in the room frame, if there is
+    one.
     """
 
     title: str

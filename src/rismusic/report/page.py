@@ -205,10 +205,7 @@ _MARGIN = 22.0
 class View:
     """A projection with the part of the scene that the picture shows.
 
-    Args:
-        centre: the point in the middle of the picture, metres.
-        scale: SVG units per metre.
-        height: of the picture, SVG units.
+    ``centre``, in metres, is in the middle; ``scale`` is in SVG units per metre, ``height`` in SVG units.
     """
 
     yaw: float
@@ -318,11 +315,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 8.0, 40.0
 class Slice:
     """A slice with its axes, in the units of the picture.
 
-    Args:
-        box: left, top, width and height of the image.
-        x_ticks: offset and text.
-        y_ticks: offset and text.
-        marks: kind, x, y, text.
+    ``box`` is left, top, width and height of the image, a tick offset and text, a mark kind, x, y and text.
     """
 
     image: str

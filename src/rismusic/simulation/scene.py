@@ -30,7 +30,6 @@ def draw_sources(
     """Draw the sources of each scene: number, positions, powers and symbols.
 
     Positions are uniform over all sets with a separation of at least ``separation_deg`` (rejection sampling).
-
     ``sources`` is K, or the limits of a uniform draw.
     """
     fewest, most = limits(sources)
@@ -309,10 +308,9 @@ def impair(
     with a gain :math:`\gamma_n` uniform within 1 -+ ``gain`` (0 for a dead element), a static phase error
     :math:`\epsilon_n` and a phase error :math:`\eta_{ln}` per snapshot. Each coordinate of an element
     deviates by up to ``position_wavelengths``. The elements of a directly sampled array have the same
-    impairments, except for the phase error per snapshot.
-
-    Without impairments the nominal objects are returned, otherwise both have a leading axis of realisations,
-    one for each row of ``draws``. ``of_panel`` replaces ``draws`` for all but the phase error per snapshot.
+    impairments, except for the phase error per snapshot. Without impairments the nominal objects are
+    returned, otherwise both have a leading axis of realisations, one for each row of ``draws``. ``of_panel``
+    replaces ``draws`` for all but the phase error per snapshot.
     """
     if spec == HardwareSpec():
         return panel, link

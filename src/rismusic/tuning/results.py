@@ -162,7 +162,6 @@ class TuneResult:
     """The result of a search.
 
     Args:
-        spec: settings of the search.
         trials: the trials that count.
         finals: results of the final evaluation, the default first.
         best: the one among them, other than the default, with the lowest cost.
@@ -174,8 +173,6 @@ class TuneResult:
             (the validation loss of the trial) and ``f1`` (MUSIC on R_blend); NaN for fewer than three trials.
         pruning_saved: share of all epochs that pruning saved.
         patience_saved: share of all epochs that early stopping saved.
-        folder: folder of the results.
-        command: the command that was given.
     """
 
     spec: TuneSpec

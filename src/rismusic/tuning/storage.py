@@ -51,9 +51,8 @@ def create_storage(
 ) -> bool:
     """Create the SQLite file of a study, which ``begin`` puts into it, if the file does not exist.
 
-    The file appears when it is complete.
-
-    Return whether the file was created; no for a database server, too. See :func:`open_storage`.
+    The file appears when it is complete. Return whether it was created; no for a database server, too. See
+    :func:`open_storage`.
     """
     url = _url(storage, folder)
     path = _sqlite_path(url)
@@ -122,7 +121,6 @@ def _state_of_server(url: URL) -> State:
 
 
 def _url(storage: str | None, folder: Path) -> URL:
-    """URL of a storage."""
     try:
         str(folder if storage is None else storage).encode()
     except UnicodeEncodeError:

@@ -92,12 +92,13 @@ def tune(
     if not resume:
         space = load_space(chosen.space)
         space.check(chosen.short_training(), chosen.locate)
+        wanted = _settings(chosen, space, trials or TRIALS)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def begin(new: BaseStorage) -> None:
         """Put the study into a new file, so that no file without a study is left after an interruption."""
         check_folder(folder, continued=False)
-        _begin(new, study, _settings(chosen, space, trials or TRIALS))
+        _begin(new, study, wanted)
 
     def check(existing: BaseStorage) -> None:
         """Check that the study can be resumed or joined, before anything is written."""
@@ -107,8 +108,7 @@ def tune(
             if resume:
                 _resume(existing, study)
             if joins:
-                joined = optuna.load_study(study_name=study, storage=existing)
-                _check_settings(joined, _settings(chosen, space, trials or TRIALS))
+                _check_settings(optuna.load_study(study_name=study, storage=existing), wanted)
             if resume or joins:  # with the final evaluations, which come last
                 for name in names:
                     if name == study or name.startswith(f"{study}-long-"):
@@ -127,7 +127,7 @@ def tune(
                 count = trials
         else:
             count = trials or TRIALS
-            short, new = _begin(opened, study, _settings(chosen, space, count))
+            short, new = _begin(opened, study, wanted)
             first = first or new
             check_folder(folder, continued=not first)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
