@@ -413,11 +413,11 @@ class BenchSpec(Spec):
         )
 
 
-# Pseudo-method: the truth and the bound of the scenes themselves.
 RESULTS, TIMINGS = "results.csv", "timings.csv"
 """Tables in the folder of a benchmark."""
 
 SCENES = "scenes"
+"""Pseudo-method: the truth and the bound of the scenes themselves."""
 
 
 @dataclass(frozen=True)
@@ -441,8 +441,7 @@ def blocks(spec: BenchSpec) -> list[tuple[int, int]]:
 def all_units(spec: BenchSpec) -> list[Unit]:
     """All units, in a fixed random order.
 
-    The order mixes fast and slow methods, so that the remaining time can be estimated. It is the
-    same on every machine.
+    It mixes fast and slow methods, so that the remaining time can be estimated, alike on every machine.
     """
     methods = (SCENES, *(name for name in with_starts(spec.rows) if not name.startswith("oracle:best")))
     units = [

@@ -114,15 +114,11 @@ Apply = Callable[[Recording], Recording | None]
 
 @dataclass(frozen=True)
 class Change:
-    """One convention changed.
+    """One convention changed, and the mistake that this undoes (with those of exactly the same effect).
 
-    Args:
-        meaning: description of the mistake, and of mistakes with exactly the same effect.
-        apply: returns the recording with the mistake undone, or none if the change does not apply or has no
-            effect.
-        family: changes of one family can be indistinguishable, for instance with far sources. The best one is
-            reported, with those that fit equally well.
-        blind: the family if the truth is unknown; none if the change cannot be detected without truth.
+    ``apply`` returns the changed recording, or none if the change does not apply or has no effect. Changes of
+    one family can be indistinguishable, for instance with far sources. The best one is reported, with those
+    that fit equally well. ``blind`` is the family without truth; none if the change cannot be detected then.
     """
 
     name: str

@@ -53,7 +53,6 @@ COMMANDS: Mapping[str, type[Command]] = _Commands(
     }
 )
 
-
 # What NumPy and torch say about the size of an array.
 _ALLOCATION = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGTPE]iB)")
 # Why standard output takes nothing: a full disk, or a descriptor that is open for reading alone.

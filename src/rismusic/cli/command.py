@@ -66,8 +66,6 @@ _OUTPUTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "report": ("--report", (".html",), ("jinja2", "matplotlib")),
     "json_file": ("--json", (".json",), ()),
 }
-
-
 _OF_RIS = ("codebook.kind", "codebook.bits")
 
 
