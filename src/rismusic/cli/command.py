@@ -393,7 +393,7 @@ def json_record(row: Any) -> dict[str, Any]:
 def write_rows(
     path: Path, rows: Sequence[Any], *, row_type: type[Any], overwrite: bool, **head: object
 ) -> None:
-    """Write dataclass rows as CSV or, with ``head`` beside them, as JSON, by the ending of the name; say so.
+    """Write dataclass rows as CSV or, with ``head``, as JSON, by the ending of the name, and say so.
 
     Infinities are null in JSON, which has no infinity.
     """

@@ -155,7 +155,7 @@ def locate_in_worker(
 ) -> Estimate:
     """Locate one block, perhaps in another thread or process.
 
-    Of a recording of one scene, loading Numba takes longer than it saves.
+    For a recording of one scene, loading Numba takes longer than it saves.
     """
     from rismusic.devices import one_thread
     from rismusic.estimation.maximum_likelihood import without_compiled_fits

@@ -122,7 +122,7 @@ class Description(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Full shape of an array, with S if it has one, and the axis that counts the scenes as it is stored."""
+    """Full shape of an array, and the axis of the stored one that counts scenes; none if all share it."""
 
     shape: tuple[int, ...]
     scene_axis: int | None

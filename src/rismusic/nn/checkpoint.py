@@ -281,7 +281,7 @@ def read_network(
     device: torch.device | str = "cpu",
     wave: Wave = "spherical",
 ) -> tuple[GridNetwork, dict[str, str]]:
-    """Load a network, for a form of the wave, and the metadata of its file; see :func:`load_network`."""
+    """Load a network, for a form of the wave, with the metadata of its file; see :func:`load_network`."""
     path = weights_path(weights)
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _WEIGHTS or _ELEMENTS not in tensors:

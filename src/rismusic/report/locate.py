@@ -375,7 +375,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Entry:
-    """One source of a scene: a ``hit``, ``missed``, a ``false alarm``, or empty without truth.
+    """One source of a scene; its verdict is ``hit``, ``missed``, ``false alarm``, or empty without truth.
 
     The title is the number of the estimate, or empty; ``room`` is the position in the room frame, if there is
     one.

@@ -51,7 +51,7 @@ def create_storage(
 ) -> bool:
     """Create the SQLite file of a study, which ``begin`` puts into it, if the file does not exist.
 
-    The file appears when it is complete. Return whether it was created; no for a database server, too. See
+    The file appears when it is complete. Return whether it was created, never for a database server; see
     :func:`open_storage`.
     """
     url = _url(storage, folder)
@@ -89,7 +89,7 @@ def open_storage(
     ``storage`` is the URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none. An existing
     database is opened for writing only after it has been read and is known to hold Optuna studies that pass
     ``check``, which raises if they are not those that are wanted. It is not called if a process was killed
-    while it wrote to the file, until that is undone. One without studies is filled if ``create`` is on.
+    while it wrote to the file, until that is undone. Without studies, it is filled if ``create`` is on.
     """
     url = _url(storage, folder)
     path = _sqlite_path(url)
