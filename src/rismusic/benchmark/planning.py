@@ -37,19 +37,10 @@ _LARGEST_BOUND, _BLOCK = 2**27, 2**24
 
 @dataclass(frozen=True)
 class BoundRow:
-    """Bounds on the standard deviations over all sources of all scenes, for one K, SNR and swept value.
+    """Median bounds on the standard deviations over all sources of all scenes, for one K, SNR and point.
 
-    Args:
-        sources: K.
-        snr_db: SNR in dB; from a link budget, the median over the scenes.
-        azimuth_std_deg: median bound of the azimuth.
-        elevation_std_deg: median bound of the elevation.
-        range_std_m: median bound of the range.
-        inverse_range_std_per_m: median bound of 1 / range.
-        position_error_bound_m: root mean square of the position error bound (3-D) over all sources.
-        sweep: names of the swept settings, or empty.
-        point: their values, or empty.
-        power_dbm: transmit power of each source, if the SNR follows from a link budget.
+    The position error bound (3-D) is the root mean square. From a link budget, with the transmit power of
+    each source, the SNR is the median over the scenes. Without a sweep, ``sweep`` and ``point`` are empty.
     """
 
     sources: int
@@ -66,12 +57,9 @@ class BoundRow:
 
 @dataclass(frozen=True, eq=False)
 class SceneBounds:
-    """Bounds of random scenes.
+    """Bounds of the sources of random scenes, the position error bound in metres, and the SNR in dB.
 
-    Args:
-        bound: Cramer-Rao bound of the sources.
-        position_error: position error bound of each source in metres, [S, K].
-        snr_db: SNR of each scene in dB, [S]; NaN if the system draws it.
+    The SNR is NaN if the system draws it.
     """
 
     bound: Bound
@@ -90,19 +78,9 @@ def scene_bounds(
 ) -> SceneBounds:
     """Bounds of random scenes of a system, at its SNR or at that of a link budget.
 
-    Args:
-        system: the system. With ``power_dbm`` its ``snr_db`` is not used, and path loss replaces
-            ``scene.power``.
-        scenes: number of scenes, S.
-        seed: seed of the scenes.
-        kind: see :mod:`rismusic.crb`.
-        power_dbm: transmit power of each source in dBm. The SNR then follows from the link budget, as
-            :func:`rismusic.link_budget.compute_link_budget` describes; F subcarriers share the power
-            equally, and the bandwidth of the budget is that of one. None: the SNR is that of the system.
-        budget: gains, bandwidth and noise of the link budget.
-
-    Raises:
-        InputError: more scenes than memory can hold the bounds of.
+    ``power_dbm`` is the transmit power of each source in dBm, from which the SNR follows as
+    :func:`rismusic.link_budget.compute_link_budget` describes. Path loss then replaces ``scene.power``, F
+    subcarriers share the power equally, and the bandwidth of the budget is that of one.
     """
     numbers = scenes * (3 * limits(system.sources)[1]) ** 2
     if numbers > _LARGEST_BOUND:
@@ -238,13 +216,6 @@ def bound_figure(rows: Sequence[BoundRow], *, width_mm: float | None = None) -> 
     """The bounds on azimuth, range and position over the swept setting, or over SNR or transmit power.
 
     Each number of sources has a curve; with a sweep, each number of sources at each SNR or power.
-
-    Args:
-        rows: from :func:`bound_table`.
-        width_mm: printed width of the figure, see :mod:`rismusic.plots`.
-
-    Raises:
-        InputError: matplotlib is not installed, or the width cannot be printed.
     """
     power = rows[0].power_dbm is not None
     sweep, swept = rows[0].sweep, bool(rows[0].sweep)
@@ -284,17 +255,9 @@ _Cell = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PlannedSystem:
-    """A candidate and its position error bound.
+    """A candidate, with the medians of its SNR over all scenes and of its position error bound (3-D).
 
-    Args:
-        rows: number of rows of the panel.
-        columns: number of columns.
-        elements: number of elements, N.
-        antennas: number of receiver outputs, M.
-        snapshots: L.
-        bits: phase resolution; None with direct sampling.
-        snr_db: median SNR over the scenes in dB.
-        position_error_bound_m: median position error bound over all sources of all scenes (3-D).
+    ``bits`` is None with direct sampling.
     """
 
     rows: int

@@ -32,12 +32,7 @@ _SHIFT_OF_AXIS = 0.08
 
 
 def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
-    """Share of sources missed, a curve for each method with 95 % intervals; oracles are grey.
-
-    Args:
-        group: rows of one K.
-        ax: axes to draw into.
-    """
+    """Share of sources missed, a curve for each method with 95 % intervals; oracles are grey."""
     ax = _curves(group, lambda row: 100 * row.misses.value, ax)
     for x_values, rows, style in zip(_x_values(group), group.rows.values(), _styles(group.rows), strict=True):
         low, high = ([100 * getattr(row.misses, end) for row in rows] for end in ("low", "high"))
@@ -52,12 +47,7 @@ def plot_misses(group: Group, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_errors(group: Group, *, ax: Axes | None = None) -> Axes:
-    """Median error of hits divided by the bound, the largest of azimuth, elevation and 1 / range.
-
-    Args:
-        group: rows of one K.
-        ax: axes to draw into.
-    """
+    """Median error of hits divided by the bound, the largest of azimuth, elevation and 1 / range."""
     ax = _curves(group, lambda row: row.worst_over_bound, ax)
     ax.axhline(1, c="0.6", lw=0.8, zorder=0)
     ax.set_yscale("log")
@@ -74,13 +64,7 @@ def plot_errors(group: Group, *, ax: Axes | None = None) -> Axes:
 def save_plots(groups: Sequence[Group], folder: Path, *, width_mm: float | None = None) -> list[Path]:
     """Write ``misses_SWEEP.png`` and ``errors_SWEEP.png`` for each sweep, with axes for each K.
 
-    Args:
-        groups: from :func:`rismusic.benchmark.summary.groups`.
-        folder: where the files go; existing ones are replaced.
-        width_mm: printed width of the figures, see :mod:`rismusic.plots`; each is then written as PDF too.
-
-    Raises:
-        InputError: matplotlib is not installed, or the width cannot be printed.
+    Existing files are replaced. With a printed width (:mod:`rismusic.plots`), each is written as PDF, too.
     """
     paths = []
     for sweep in dict.fromkeys(group.sweep for group in groups):
@@ -96,13 +80,7 @@ def save_plots(groups: Sequence[Group], folder: Path, *, width_mm: float | None 
 def benchmark_figure(
     groups: Sequence[Group], draw: Callable[..., Axes], *, width_mm: float | None = None
 ) -> Figure:
-    """One plot for each group in a new figure, with one legend for all.
-
-    Args:
-        groups: rows of each plot, of the same methods.
-        draw: :func:`plot_misses` or :func:`plot_errors`.
-        width_mm: printed width of the figure, see :mod:`rismusic.plots`.
-    """
+    """One plot for each group in a new figure, with one legend for all."""
     with print_style(width_mm):
         if width_mm is None:
             columns = min(2, len(groups))
@@ -184,17 +162,14 @@ def _styles(names: Iterable[str]) -> list[dict[str, Any]]:
     styles = []
     for method in methods:
         number = (oracles if method.uses_truth else bases).index(method.base)
-        dash = "-" if method.polish else ":"
+        colours = ("0.15", "0.45", "0.65") if method.uses_truth else _COLOURS
+        dash = "--" if method.criterion == "conditional" else "-" if method.polish else ":"
         styles.append(
             {
-                "color": ("0.15", "0.45", "0.65")[number]
-                if method.uses_truth
-                else _COLOURS[number % len(_COLOURS)],
+                "color": colours[number % len(colours)],
                 "marker": MARKERS[number % len(MARKERS)],
-                "ls": "--" if method.criterion == "conditional" else dash,
-                "mfc": "white"
-                if method.uses_truth or method.criterion == "conditional" or not method.polish
-                else None,
+                "ls": dash,
+                "mfc": "white" if method.uses_truth or dash != "-" else None,
             }
         )
     return styles

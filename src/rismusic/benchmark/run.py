@@ -39,13 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Result of a benchmark.
-
-    Args:
-        spec: its settings.
-        rows: one for each cell and method.
-        timings: computing times of the methods; oracles are not timed.
-    """
+    """Result of a benchmark: a row for each cell and method, and computing times; oracles are not timed."""
 
     spec: BenchSpec
     rows: list[BenchRow]
@@ -108,7 +102,11 @@ def bench(
         if out is not None:
             store.open(chosen, resume=resume)
         _run(chosen, store, workers, cluster, target, progress)
-        result = _summed(chosen, store)
+        result = Benchmark(chosen, [], [])
+        for cell in chosen.cells():
+            rows, timings = cell_rows(chosen, cell, store)
+            result.rows.extend(rows)
+            result.timings.extend(timings)
         if out is not None:
             store.clear()
             write_table(store.folder / RESULTS, result.rows, overwrite=True)
@@ -138,16 +136,6 @@ def _run(
         progress(completed, total)
 
 
-def _summed(spec: BenchSpec, store: Store) -> Benchmark:
-    rows: list[BenchRow] = []
-    timings: list[TimingRow] = []
-    for cell in spec.cells():
-        some, times = cell_rows(spec, cell, store)
-        rows += some
-        timings += times
-    return Benchmark(spec, rows, timings)
-
-
 def do_unit(spec: BenchSpec, unit: Unit, *, device: torch.device | None = None) -> Arrays:
     """The results of one unit, computed by a single thread."""
     load_plugins(spec.locate.plugins)  # a worker process has not imported them yet
@@ -169,23 +157,17 @@ def results(spec: BenchSpec, unit: Unit, device: torch.device | None = None) -> 
     blind = replace(recording, truth=None, noise_variance=noise)
     # The time of a process leaves out what a GPU does for it.
     clock = time.process_time if device is None or device.type == "cpu" else time.perf_counter
-    begin = clock()
+    begin, fit = clock(), None
     if parse_method(unit.method).uses_truth:
         assert recording.truth is not None
         found, fit = _oracle(blind, recording.truth, spec, unit)
     else:
         count = "auto" if spec.count == "auto" else unit.cell.sources
-        found, fit = (
-            locate(blind, n_sources=count, spec=spec.search(unit.method), device=device).sources,
-            None,
-        )
-    seconds = clock() - begin
+        found = locate(blind, n_sources=count, spec=spec.search(unit.method), device=device).sources
+    seconds = torch.tensor(clock() - begin)
     fit = fit or _at(blind, found, Volume.from_spec(spec.locate))
-    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood}
-    return {
-        **{name: value.numpy() for name, value in values.items()},
-        "seconds": torch.tensor(seconds).numpy(),
-    }
+    values = {**_positions(found), "cost": fit.cost, "likelihood": fit.neg_log_likelihood, "seconds": seconds}
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def _truth(recording: Recording) -> Arrays:

@@ -51,13 +51,7 @@ Value = int | float | str
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """The settings at one point of a sweep.
-
-    Args:
-        label: the values as text; empty without a sweep.
-        system: the system.
-        budget: its link budget.
-    """
+    """The settings at one point of a sweep, with the swept values as text."""
 
     label: str
     system: SystemSpec
@@ -69,14 +63,8 @@ def sweep_points(
 ) -> list[SweepPoint]:
     """Systems of a sweep; the system itself if the sweep is empty.
 
-    Args:
-        sweep: values of each swept setting, such as ``{"panel.rows": (8, 12)}``; those of several settings
-            are paired in order. Settings of the link budget are named as in ``budget.bandwidth_hz``.
-        system: the settings that stay fixed.
-        budget: link budget; the default one if omitted.
-
-    Raises:
-        InputError: an unknown setting, an invalid value, or settings with different numbers of values.
+    ``sweep`` has the values of each swept setting, such as ``{"panel.rows": (8, 12)}``; those of several
+    settings are paired in order. Settings of the link budget are named as in ``budget.bandwidth_hz``.
     """
     budget = budget or LinkBudgetSpec()
     lengths = {name: len(values) for name, values in sweep.items()}
@@ -139,16 +127,7 @@ DEFAULT_METHODS = (
 
 @dataclass(frozen=True)
 class Method:
-    """The parts of a name; see the docstring of this module.
-
-    Args:
-        name: the whole name.
-        base: the method.
-        uses_truth: whether it is an oracle.
-        polish: whether maximum likelihood refines the peaks of a spectrum.
-        criterion: the likelihood.
-        variant: what follows the base.
-    """
+    """The parts of a name; see the docstring of this module."""
 
     name: str
     base: str
@@ -163,11 +142,7 @@ class Method:
 
 
 def parse_method(name: str) -> Method:
-    """Split a name into its parts.
-
-    Raises:
-        InputError: no such method, or a variant that it does not have.
-    """
+    """Split a name into its parts."""
     bare = name.removeprefix("oracle:")
     uses_truth = bare != name
     base, _, variant = bare.partition(":")
@@ -251,15 +226,9 @@ def axis_label(sweep: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One system on which all methods are compared.
+    """One system on which all methods are compared: a K, an SNR and a point of a sweep.
 
-    Args:
-        sweep: name of the sweep; ``none`` for the grid of K and SNR.
-        point: value of the swept setting, as text.
-        index: index of the value in its sweep, from 0.
-        sources: K.
-        snr_db: SNR in dB.
-        system: the system.
+    The sweep is ``none`` for the grid of K and SNR.
     """
 
     sweep: str
@@ -280,15 +249,8 @@ def sweep_cells(
 ) -> list[Cell]:
     """A cell for each K, SNR and value.
 
-    Args:
-        sweep: one of ``NAMES``, or a setting such as ``scene.separation_deg``.
-        values: values of the sweep (for ``range``: bin edges in metres); its default values if empty.
-        sources: K.
-        snr_db: dB.
-        system: the settings that stay fixed.
-
-    Raises:
-        InputError: the sweep is unknown, a value is invalid, or the sweep needs values and none are given.
+    ``sweep`` is one of ``NAMES``, or a setting such as ``scene.separation_deg``. Without values it has its
+    default ones; those of ``range`` are bin edges in metres.
     """
     return [
         Cell(sweep, label, index, K, float(snr), system.changed({**change, "sources": K, "snr_db": snr}))
@@ -451,11 +413,11 @@ class BenchSpec(Spec):
         )
 
 
-# Pseudo-method: the truth and the bound of the scenes themselves.
 RESULTS, TIMINGS = "results.csv", "timings.csv"
 """Tables in the folder of a benchmark."""
 
 SCENES = "scenes"
+"""Pseudo-method: the truth and the bound of the scenes themselves."""
 
 
 @dataclass(frozen=True)
@@ -479,8 +441,7 @@ def blocks(spec: BenchSpec) -> list[tuple[int, int]]:
 def all_units(spec: BenchSpec) -> list[Unit]:
     """All units, in a fixed random order.
 
-    The order mixes fast and slow methods, so that the remaining time can be estimated. It is the
-    same on every machine.
+    It mixes fast and slow methods, so that the remaining time can be estimated, alike on every machine.
     """
     methods = (SCENES, *(name for name in with_starts(spec.rows) if not name.startswith("oracle:best")))
     units = [

@@ -50,6 +50,7 @@ from rismusic.benchmark.spec import (
 )
 from rismusic.crb import Bound
 from rismusic.errors import InputError
+from rismusic.estimation.maximum_likelihood import same_width
 from rismusic.files import (
     TABLE_ENDINGS,
     check_output,
@@ -77,27 +78,26 @@ Arrays = dict[str, np.ndarray]
 class Store:
     """Results of a benchmark on disk. Files are written atomically.
 
-    Args:
-        folder: ``settings.toml``, and ``parts/CELL/METHOD/SCENE.npz``.
+    The folder has ``settings.toml``, and ``parts/CELL/METHOD/SCENE.npz``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self, spec: BenchSpec, *, resume: bool) -> None:
-        """Create the folder, or continue in it.
-
-        Raises:
-            InputError: the folder holds a benchmark and ``resume`` is off, it holds one with other settings,
-                or it cannot be written.
-        """
+        """Create the folder, or continue in it."""
         if (self.folder / SETTINGS).exists():
             if not resume:
                 raise InputError(
                     str(self.folder),
                     "already holds a benchmark; choose another, or continue with resume=True (--resume)",
                 )
-            check_same(spec, self.folder)
+            kept = flat_settings(load_settings(self.folder).model_dump(mode="json"))
+            given = flat_settings(spec.model_dump(mode="json"))
+            for name in kept:
+                if given[name] != kept[name]:
+                    held = f"must be {kept[name]!r} as in {self.folder / SETTINGS}"
+                    raise InputError(name, f"{held}; got {given[name]!r}")
             return
         if not is_vacant(self.folder):
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
@@ -114,11 +114,7 @@ class Store:
         )
 
     def read(self, unit: Unit) -> Arrays | None:
-        """The results of a unit; none if they are missing or the file is damaged: the unit is run again.
-
-        Raises:
-            InputError: the path is no regular file, or the file is far too large.
-        """
+        """The results of a unit; none if they are missing or the file is damaged: the unit is run again."""
         path = self.path(unit)
         if not path.exists():
             return None
@@ -129,11 +125,7 @@ class Store:
             return None
 
     def write(self, unit: Unit, arrays: Arrays) -> None:
-        """Store the results of a unit.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
+        """Store the results of a unit."""
         path = self.path(unit)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,11 +139,6 @@ class Store:
 
 
 def _part(content: bytes, unit: Unit) -> Arrays:
-    """The arrays of a stored unit.
-
-    Raises:
-        ValueError: they are too large, or not what was stored for this unit.
-    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(one.file_size for one in archive.infolist()) > _LARGEST_PART:
             raise ValueError("the arrays are too large")
@@ -173,11 +160,7 @@ def _digest(unit: Unit, arrays: Arrays) -> np.ndarray:
 
 
 def load_settings(folder: Path) -> BenchSpec:
-    """The settings of the benchmark in a folder.
-
-    Raises:
-        InputError: there are none, or another version of rismusic wrote them.
-    """
+    """The settings of the benchmark in a folder."""
     path = folder / SETTINGS
     if not path.exists():
         raise InputError(str(folder), f"is not the folder of a benchmark: it has no {SETTINGS}")
@@ -191,18 +174,6 @@ def load_settings(folder: Path) -> BenchSpec:
         return BenchSpec(**values)
     except InputError as error:
         raise InputError(str(path), str(error)) from None
-
-
-def check_same(spec: BenchSpec, folder: Path) -> None:
-    """Check that settings equal those of the benchmark in a folder.
-
-    Raises:
-        InputError: a setting differs; the error names the first one.
-    """
-    given, kept = (flat_settings(one.model_dump(mode="json")) for one in (spec, load_settings(folder)))
-    for name, value in kept.items():
-        if given[name] != value:
-            raise InputError(name, f"must be {value!r} as in {folder / SETTINGS}; got {given[name]!r}")
 
 
 class Share(NamedTuple):
@@ -287,12 +258,7 @@ def record(row: Row) -> dict[str, object]:
 
 
 def write_table(path: Path, rows: Sequence[Row], *, overwrite: bool) -> None:
-    """Write rows as .csv or .json in full precision; NaN becomes an empty field or null.
-
-    Raises:
-        InputError: the name has another ending, the file exists and ``overwrite`` is off, or it cannot be
-            written.
-    """
+    """Write rows as .csv or .json in full precision; NaN becomes an empty field or null."""
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     records = [
         {
@@ -370,13 +336,11 @@ def _joined(spec: BenchSpec, cell: Cell, name: str, store: Store) -> Arrays:
         part = store.read(Unit(cell, name, start, stop))
         assert part is not None, "only complete benchmarks are summarised"
         parts.append(part)
-    most = max(part["azimuth"].shape[1] for part in parts)
     joined = {}
     for key in parts[0]:
         values = [part[key] for part in parts]
         if key in ("azimuth", "elevation", "range"):
-            missing = [((0, 0), (0, most - value.shape[1])) for value in values]
-            values = [np.pad(v, m, constant_values=np.nan) for v, m in zip(values, missing, strict=True)]
+            values = [value.numpy() for value in same_width(*map(torch.from_numpy, values))]
         if key == "seconds":
             joined[key] = np.sum(values)
         elif key == "samples":
@@ -451,12 +415,7 @@ def _about(cell: Cell) -> dict[str, Any]:
 def share_interval(
     part: Float[np.ndarray, "*batch S"], whole: Float[np.ndarray, "*batch S"]
 ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch"]]:
-    """Limits of the 95 % interval of sum(part) / sum(whole); 0 and 1 where there is nothing at all.
-
-    Args:
-        part: x, of each scene, from 0 to n.
-        whole: n, of each scene.
-    """
+    """Limits of the 95 % interval of sum(part) / sum(whole) over scenes; 0 and 1 where both are 0."""
     trials = whole.sum(-1)
     empty = trials == 0
     n = np.where(empty, 1, trials)
@@ -484,12 +443,8 @@ def _design_effect(part: np.ndarray, whole: np.ndarray) -> np.ndarray | np.float
 class Group:
     """Rows of one K over SNR, or of one K and SNR over the values of a sweep.
 
-    Args:
-        sweep: what is varied; ``none``: the SNR.
-        title: what they have in common.
-        axis: what is across, with its unit.
-        heads: [C] the values across.
-        rows: C rows of each method.
+    ``title`` is what they have in common, ``axis`` and the C ``heads`` are what is across, and each method
+    has C rows.
     """
 
     sweep: str

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -113,17 +114,11 @@ Apply = Callable[[Recording], Recording | None]
 
 @dataclass(frozen=True)
 class Change:
-    """One convention changed.
+    """One convention changed, and the mistake that this undoes (with those of exactly the same effect).
 
-    Args:
-        name: name of the mistake that the change undoes.
-        meaning: description of the mistake, and of mistakes with exactly the same effect.
-        remedy: what to do about it.
-        apply: returns the recording with the mistake undone, or none if the change does not apply or has no
-            effect.
-        family: changes of one family can be indistinguishable, for instance with far sources. The best one is
-            reported, with those that fit equally well.
-        blind: the family if the truth is unknown; none if the change cannot be detected without truth.
+    ``apply`` returns the changed recording, or none if the change does not apply or has no effect. Changes of
+    one family can be indistinguishable, for instance with far sources. The best one is reported, with those
+    that fit equally well. ``blind`` is the family without truth; none if the change cannot be detected then.
     """
 
     name: str
@@ -134,77 +129,78 @@ class Change:
     blind: str | None = None
 
 
-def conjugated(*parts: str) -> Apply:
+def conjugated(recording: Recording, parts: Sequence[str]) -> Recording | None:
     """Some of snapshots, channel, codes and pilots conjugated; none where one of them is missing or real."""
-
-    def apply(recording: Recording) -> Recording | None:
-        values = {name: getattr(recording, name) for name in parts}
-        # What is real is its own conjugate, and the change without it is the same.
-        if any(v is None or v.imag.abs().max() <= 1e-6 * v.abs().max() for v in values.values()):
-            return None
-        return replace(recording, **{name: value.conj().resolve_conj() for name, value in values.items()})
-
-    return apply
+    values = {name: getattr(recording, name) for name in parts}
+    # What is real is its own conjugate, and the change without it is the same.
+    if any(v is None or v.imag.abs().max() <= 1e-6 * v.abs().max() for v in values.values()):
+        return None
+    return replace(recording, **{name: value.conj().resolve_conj() for name, value in values.items()})
 
 
-def transposed(*, conjugate: bool) -> Apply:
+def transposed(recording: Recording, *, conjugate: bool) -> Recording | None:
     """The channel transposed, where it is square."""
-
-    def apply(recording: Recording) -> Recording | None:
-        H = recording.channel
-        if H is None or H.shape[-1] != H.shape[-2] or H.shape[-1] == 1:
-            return None
-        changed = (H.mH if conjugate else H.mT).resolve_conj().contiguous()
-        return None if torch.equal(changed, H) else replace(recording, channel=changed)
-
-    return apply
+    H = recording.channel
+    if H is None or H.shape[-1] != H.shape[-2] or H.shape[-1] == 1:
+        return None
+    changed = (H.mH if conjugate else H.mT).resolve_conj().contiguous()
+    return None if torch.equal(changed, H) else replace(recording, channel=changed)
 
 
-def moved(change: Callable[[Sources, Recording], Sources | None]) -> Apply:
+def moved(recording: Recording, change: Callable[[Sources], Sources]) -> Recording | None:
     """The truth changed."""
-
-    def apply(recording: Recording) -> Recording | None:
-        truth = None if recording.truth is None else change(recording.truth, recording)
-        return None if truth is None else replace(recording, truth=truth)
-
-    return apply
+    return None if recording.truth is None else replace(recording, truth=change(recording.truth))
 
 
-def scaled_angles(factor: float) -> Apply:
+def scaled_angles(recording: Recording, factor: float) -> Recording | None:
     """True angles times a factor, where they remain in front of the panel."""
+    truth = recording.truth
+    if truth is None:
+        return None
+    azimuth, elevation = truth.azimuth * factor, truth.elevation * factor
+    beyond = (azimuth.abs() >= math.pi / 2) | (elevation.abs() >= math.pi / 2)  # NaN is not
+    changed = replace(truth, azimuth=azimuth, elevation=elevation)
+    return None if beyond.any() else replace(recording, truth=changed)
 
-    def change(truth: Sources, _: Recording) -> Sources | None:
-        azimuth, elevation = truth.azimuth * factor, truth.elevation * factor
-        beyond = (azimuth.abs() >= math.pi / 2) | (elevation.abs() >= math.pi / 2)  # NaN is not
-        return None if beyond.any() else replace(truth, azimuth=azimuth, elevation=elevation)
 
-    return moved(change)
+def other_ranges(recording: Recording, of: Callable[[Tensor, float], Tensor]) -> Recording | None:
+    """True ranges as a function of themselves and of the wavelength."""
+    truth = recording.truth
+    if truth is None:
+        return None
+    distance = of(truth.range, recording.wavelength)
+    same = ((distance / truth.range - 1).abs() < SAME) | truth.range.isnan()
+    return None if same.all() else replace(recording, truth=replace(truth, range=distance))
 
 
 def scaled_panel(
-    elements: Callable[[float], float] | None = None, wavelength: Callable[[float], float] | None = None
-) -> Apply:
+    recording: Recording,
+    elements: Callable[[float], float] = lambda _: 1.0,
+    wavelength: Callable[[float], float] = lambda recorded: recorded,
+) -> Recording | None:
     """Elements times a factor, which may depend on the wavelength, and another wavelength.
 
     Without truth only a panel of unusual spacing is changed, and to a usual one: how large it is cannot be
     told from sources that are farther to the side.
     """
+    recorded = recording.wavelength
+    factor, other = elements(recorded), wavelength(recorded)
+    if abs(factor - 1) < SAME and abs(other / recorded - 1) < SAME:
+        return None
+    before = recording.panel.spacing / recorded
+    after = before * factor * recorded / other
+    if math.isfinite(before) and not POSSIBLE[0] <= after <= POSSIBLE[1]:
+        return None
+    if recording.truth is None and (_usual(before) or not _usual(after)):
+        return None
+    return replace(recording, elements=recording.elements * factor, wavelength=other)
 
-    def apply(recording: Recording) -> Recording | None:
-        recorded = recording.wavelength
-        factor = 1.0 if elements is None else elements(recorded)
-        other = recorded if wavelength is None else wavelength(recorded)
-        if abs(factor - 1) < SAME and abs(other / recorded - 1) < SAME:
-            return None
-        before = recording.panel.spacing / recorded
-        after = before * factor * recorded / other
-        if math.isfinite(before) and not POSSIBLE[0] <= after <= POSSIBLE[1]:
-            return None
-        if recording.truth is None and (_usual(before) or not _usual(after)):
-            return None
-        return replace(recording, elements=recording.elements * factor, wavelength=other)
 
-    return apply
+def shrunk_panel(recording: Recording, factor: float) -> Recording | None:
+    """Elements and wavelength times a factor, which only true ranges tell."""
+    if recording.truth is None:
+        return None
+    return scaled_panel(recording, lambda _: factor, lambda recorded: recorded * factor)
 
 
 def renumbered(recording: Recording) -> Recording | None:
@@ -230,13 +226,9 @@ def _usual(spacing: float) -> bool:
     return USUAL[0] <= spacing <= USUAL[1]
 
 
-def other_wave(wave: Wave) -> Apply:
+def other_wave(recording: Recording, wave: Wave) -> Recording | None:
     """The recording with this form of the wave, unless it states it already."""
-
-    def apply(recording: Recording) -> Recording | None:
-        return None if recording.wave == wave else replace(recording, wave=wave)
-
-    return apply
+    return None if recording.wave == wave else replace(recording, wave=wave)
 
 
 def constant_symbols(recording: Recording) -> Recording | None:
@@ -246,31 +238,31 @@ def constant_symbols(recording: Recording) -> Recording | None:
     return replace(recording, symbols="constant")
 
 
-def in_another_order(part: str, change: Callable[[Tensor], Tensor]) -> Apply:
+def in_another_order(recording: Recording, part: str, change: Callable[[Tensor], Tensor]) -> Recording | None:
     """Configurations or pilots in another order of the snapshots, where that makes a difference."""
-
-    def apply(recording: Recording) -> Recording | None:
-        value: Tensor | None = getattr(recording, part)
-        if value is None or value.shape[-2] < 2:
-            return None
-        changed = change(value).contiguous()
-        other: dict[str, Any] = {part: changed}
-        return None if torch.equal(changed, value) else replace(recording, **other)
-
-    return apply
+    value: Tensor | None = getattr(recording, part)
+    if value is None or value.shape[-2] < 2:
+        return None
+    changed = change(value).contiguous()
+    other: dict[str, Any] = {part: changed}
+    return None if torch.equal(changed, value) else replace(recording, **other)
 
 
-def quantised_codes(bits: int) -> Apply:
+def quantised_codes(recording: Recording, bits: int) -> Recording | None:
     """The phases of the configurations rounded to a number of bits, where they are finer."""
+    if recording.codes is None:
+        return None
+    codes = quantise(recording.codes, bits)
+    finer = (codes - recording.codes).abs().amax() > _ROUNDED * codes.abs().amax()
+    return replace(recording, codes=codes) if bool(finer) else None
 
-    def apply(recording: Recording) -> Recording | None:
-        if recording.codes is None:
-            return None
-        codes = quantise(recording.codes, bits)
-        finer = (codes - recording.codes).abs().amax() > _ROUNDED * codes.abs().amax()
-        return replace(recording, codes=codes) if bool(finer) else None
 
-    return apply
+def _swapped(truth: Sources) -> Sources:
+    return replace(truth, azimuth=truth.elevation, elevation=truth.azimuth)
+
+
+def _reversed(truth: Sources) -> Sources:
+    return replace(truth, azimuth=-truth.azimuth, elevation=-truth.elevation)
 
 
 # Phases that differ by no more than this (rad) from rounded ones are rounded.
@@ -284,12 +276,7 @@ _METRES = "give all lengths in metres"
 
 
 def applicable(recording: Recording, *, blind: bool = False) -> Iterator[tuple[Change, Recording]]:
-    """Each change that applies, with the recording that it makes.
-
-    Args:
-        recording: as recorded; with its truth, unless ``blind``.
-        blind: whether to leave out changes that cannot be detected without truth.
-    """
+    """Each change that applies (if ``blind``, without truth), with the recording that it makes."""
     for change in CHANGES:
         if not blind or change.blind is not None:
             changed = change.apply(recording)
@@ -310,7 +297,7 @@ def _conjugations() -> Iterator[Change]:
                 name,
                 f"{words} fit better if conjugated (equivalent to conjugating {others})",
                 f"conjugate {words}; {_WAVE}",
-                conjugated(*parts),
+                partial(conjugated, parts=parts),
                 # The conjugate of a far source's wave is that of one in the opposite direction.
                 "directions" if parts in (whole, ("snapshots",)) else name,
                 "conjugates of " + ", ".join(min((len(some), some) for some in (parts, rest))[1]),
@@ -331,7 +318,7 @@ def _panels() -> Iterator[Change]:
     }
     for name, (unit, factor) in elements.items():
         words = f"the elements fit in {unit}"
-        yield Change(name, words, _METRES, scaled_panel(elements=factor), "panel", "panel")
+        yield Change(name, words, _METRES, partial(scaled_panel, elements=factor), "panel", "panel")
     wavelength: dict[str, tuple[str, Callable[[float], float]]] = {
         "wavelength_doubled": ("twice the wavelength", lambda value: value / 2),
         "wavelength_halved": ("half the wavelength", lambda value: value * 2),
@@ -341,7 +328,7 @@ def _panels() -> Iterator[Change]:
     }
     for name, (unit, other) in wavelength.items():
         words = f"the wavelength fits as {unit}"
-        yield Change(name, words, _METRES, scaled_panel(wavelength=other), "panel", "panel")
+        yield Change(name, words, _METRES, partial(scaled_panel, wavelength=other), "panel", "panel")
 
 
 def _models() -> Iterator[Change]:
@@ -351,7 +338,7 @@ def _models() -> Iterator[Change]:
             f"wave_{wave}",
             f"the wave fits as {wave}",
             f"state the attribute wave = {wave} in the recording, or run locate with --wave {wave}",
-            other_wave(wave),
+            partial(other_wave, wave=wave),
             "wave",
             "wave",
         )
@@ -376,16 +363,8 @@ def _models() -> Iterator[Change]:
 def _ranges() -> Iterator[Change]:
     """Units of ranges against those of the panel."""
     for unit, size in (("millimetres", 1e-3), ("centimetres", 1e-2)):
-
-        def shrunk(value: float, size: float = size) -> float:
-            return value * size
-
-        def factor(_: float, size: float = size) -> float:
-            return size
-
         words = f"elements and wavelength fit in {unit} (the same as ranges too small by {1 / size:g})"
-        apply = _with_truth(scaled_panel(elements=factor, wavelength=shrunk))
-        yield Change(f"panel_in_{unit}", words, _METRES, apply, "range")
+        yield Change(f"panel_in_{unit}", words, _METRES, partial(shrunk_panel, factor=size), "range")
     ranges: dict[str, tuple[str, Callable[[Tensor, float], Tensor]]] = {
         "range_in_millimetres": ("in millimetres", lambda r, _: r * 1e-3),
         "range_in_centimetres": ("in centimetres", lambda r, _: r * 1e-2),
@@ -393,15 +372,8 @@ def _ranges() -> Iterator[Change]:
         "range_inverse": ("as 1 / range", lambda r, _: 1 / r),
     }
     for name, (words, of) in ranges.items():
-
-        def change(
-            truth: Sources, recording: Recording, of: Callable[[Tensor, float], Tensor] = of
-        ) -> Sources | None:
-            distance = of(truth.range, recording.wavelength)
-            same = ((distance / truth.range - 1).abs() < SAME) | truth.range.isnan()
-            return None if same.all() else replace(truth, range=distance)
-
-        yield Change(name, f"the true ranges fit {words}", "give ranges in metres", moved(change), "range")
+        apply = partial(other_ranges, of=of)
+        yield Change(name, f"the true ranges fit {words}", "give ranges in metres", apply, "range")
 
 
 def _orders() -> Iterator[Change]:
@@ -417,13 +389,13 @@ def _orders() -> Iterator[Change]:
     }
     for part, (noun, remedy, family) in parts.items():
         for name, (words, change) in orders.items():
-            apply = in_another_order(part, change)
+            apply = partial(in_another_order, part=part, change=change)
             yield Change(f"{part}_{name}", f"the {noun} fit {words}", remedy, apply, family, family)
     yield Change(
         "pilots_conjugated",
         "the pilots fit better if conjugated",
         "store the symbols as they were sent",
-        conjugated("pilots"),
+        partial(conjugated, parts=["pilots"]),
         "pilots",
         "pilots",
     )
@@ -436,14 +408,10 @@ def _coarse() -> Iterator[Change]:
             f"codes_{bits}_bit",
             f"the configurations fit with phases rounded to {bits} bit{'s' if bits > 1 else ''}",
             "record the phases that the elements really take",
-            quantised_codes(bits),
+            partial(quantised_codes, bits=bits),
             "coarse",
             "coarse",
         )
-
-
-def _with_truth(apply: Apply) -> Apply:
-    return lambda recording: None if recording.truth is None else apply(recording)
 
 
 CHANGES: tuple[Change, ...] = (
@@ -452,7 +420,7 @@ CHANGES: tuple[Change, ...] = (
         "channel_transposed",
         "the channel fits transposed",
         _ROWS,
-        transposed(conjugate=False),
+        partial(transposed, conjugate=False),
         "channel_transposed",
         "channel_transposed",
     ),
@@ -460,7 +428,7 @@ CHANGES: tuple[Change, ...] = (
         "channel_hermitian",
         "the channel fits as its Hermitian transpose",
         f"{_ROWS}; not H^H",
-        transposed(conjugate=True),
+        partial(transposed, conjugate=True),
         "channel_hermitian",
         "channel_hermitian",
     ),
@@ -478,42 +446,42 @@ CHANGES: tuple[Change, ...] = (
         "angles_swapped",
         "the truth fits with azimuth and elevation swapped",
         _FRAME,
-        moved(lambda truth, _: replace(truth, azimuth=truth.elevation, elevation=truth.azimuth)),
+        partial(moved, change=_swapped),
         "axes",
     ),
     Change(
         "azimuth_mirrored",
         "the truth fits with azimuth reversed (the same as elements with x reversed)",
         _FRAME,
-        moved(lambda truth, _: replace(truth, azimuth=-truth.azimuth)),
+        partial(moved, change=lambda truth: replace(truth, azimuth=-truth.azimuth)),
         "azimuth_mirrored",
     ),
     Change(
         "elevation_mirrored",
         "the truth fits with elevation reversed (the same as elements with y reversed)",
         _FRAME,
-        moved(lambda truth, _: replace(truth, elevation=-truth.elevation)),
+        partial(moved, change=lambda truth: replace(truth, elevation=-truth.elevation)),
         "elevation_mirrored",
     ),
     Change(
         "directions_reversed",
         "the truth fits with azimuth and elevation reversed (the same as elements in reverse order)",
         _FRAME,
-        moved(lambda truth, _: replace(truth, azimuth=-truth.azimuth, elevation=-truth.elevation)),
+        partial(moved, change=_reversed),
         "directions",
     ),
     Change(
         "angles_in_degrees",
         "the true angles fit in degrees",
         "give angles in radians",
-        scaled_angles(math.pi / 180),
+        partial(scaled_angles, factor=math.pi / 180),
         "angles_in_degrees",
     ),
     Change(
         "angles_converted_twice",
         "the true angles fit as if turned from degrees to radians twice",
         "give angles in radians",
-        scaled_angles(180 / math.pi),
+        partial(scaled_angles, factor=180 / math.pi),
         "angles_converted_twice",
     ),
     *_panels(),
@@ -533,11 +501,8 @@ MOST_LEFT = 0.5
 class Evidence:
     """Evidence for a change against the recorded form.
 
-    Args:
-        change: the change.
-        ratio: log-likelihood ratio summed over the scenes, nats.
-        improved: share of the scenes in which the likelihood increases.
-        left: share of the signal power left unexplained; 0 if unknown.
+    ``ratio`` is the log-likelihood ratio summed over the scenes in nats, ``improved`` the share of the scenes
+    in which the likelihood increases, ``left`` the share of the signal power left unexplained (0 if unknown).
     """
 
     change: Change
@@ -548,13 +513,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class WrongConvention:
-    """A wrong convention, detected from the evidence.
+    """A wrong convention, with the change that undoes it.
 
-    Args:
-        change: the change that undoes it.
-        ratio: log-likelihood ratio in its favour, nats.
-        threshold: the ratio required, nats.
-        alike: names of changes of the same family that fit equally well.
+    ``ratio`` is the log-likelihood ratio in its favour and ``threshold`` the one required, in nats; ``alike``
+    names changes of the same family that fit equally well.
     """
 
     change: Change
@@ -571,11 +533,6 @@ def best_change(
     It must beat the recorded form and every change of another family by the threshold, improve half of the
     scenes and explain most of the signal. Where the recorded form and all changes are wrong they fit badly in
     much the same way, and none stands out.
-
-    Args:
-        evidence: evidence for all changes that apply.
-        threshold: log-likelihood ratio that chance does not reach, nats.
-        blind: whether the truth is unknown, which makes other changes indistinguishable.
     """
     if not evidence:
         return None

@@ -67,10 +67,6 @@ def unexplained_share(recording: Recording, sources: Sources) -> Float[Tensor, "
 
     :math:`\frac{M}{M - K} \sum_l |P^\perp_{G_l A} y_l|^2 / \sum_l |y_l|^2`; 0 where K >= M leaves nothing. L
     and M are those of :func:`as_fitted`.
-
-    Args:
-        recording: snapshots and link.
-        sources: sources of each scene, [S, K_max].
     """
     recording = as_fitted(recording)
     at = sufficient_statistics(recording, *unpack(sources, recording))
@@ -83,9 +79,6 @@ def compared(recording: Recording) -> Iterator[tuple[str, Float[Tensor, "S"], Fl
     """Name, log-likelihood ratio (nats) and unexplained share of each change that applies.
 
     The ratio against the recorded convention is large and negative for a correct recording.
-
-    Args:
-        recording: with its truth.
     """
     truth = recording.truth
     assert truth is not None
@@ -185,8 +178,7 @@ _SAME_SOURCES = ("wave", "subcarriers")
 class BlindFit:
     """Evidence of the scenes of a recording for each changed convention.
 
-    Args:
-        recording: S scenes; its truth and noise variance are not used.
+    Truth and noise variance of the recording are not used.
     """
 
     def __init__(self, recording: Recording) -> None:

@@ -53,7 +53,6 @@ COMMANDS: Mapping[str, type[Command]] = _Commands(
     }
 )
 
-
 # What NumPy and torch say about the size of an array.
 _ALLOCATION = re.compile(r"allocate ([\d.]+) ?(bytes|[KMGTPE]iB)")
 # Why standard output takes nothing: a full disk, or a descriptor that is open for reading alone.
@@ -161,7 +160,10 @@ def _run(args: Sequence[str]) -> int:
         print(f"rismusic {__version__}")
         return 0
     if {*HELP, HELP_ALL}.intersection(args):
-        _help(args)
+        if args[0].startswith("-"):
+            print(overview(DESCRIPTION, COMMANDS))
+        else:
+            print(help_text(args[0], command_kind(args, COMMANDS), everything=HELP_ALL in args))
         return 0
     command = parse(args, COMMANDS)
     command.check_files()
@@ -171,10 +173,3 @@ def _run(args: Sequence[str]) -> int:
 
         budget_of_environment()  # a wrong one is refused before anything is written
     return command.run()
-
-
-def _help(args: Sequence[str]) -> None:
-    if args[0].startswith("-"):
-        print(overview(DESCRIPTION, COMMANDS))
-    else:
-        print(help_text(args[0], command_kind(args, COMMANDS), everything=HELP_ALL in args))

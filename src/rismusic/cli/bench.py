@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from rich.table import Table
 
 from rismusic.benchmark.spec import RESULTS, TIMINGS, BenchSpec, sweep_points
 from rismusic.cli.command import (
@@ -16,6 +17,7 @@ from rismusic.cli.command import (
     SafeConsole,
     check_extras,
     note,
+    number_table,
     progress_bar,
     without_channel,
     write_rows,
@@ -35,11 +37,8 @@ from rismusic.spec import (
     WidebandSpec,
 )
 from rismusic.text import command_line, counted
-from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rismusic.benchmark.planning import BoundRow
     from rismusic.benchmark.run import Benchmark
     from rismusic.benchmark.summary import BenchRow, Group, Share
@@ -82,11 +81,7 @@ class Bench(Command):
 
     @classmethod
     def with_sweep(cls, values: Mapping[str, Any], sweep: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
-        """The swept setting as ``sweep`` and ``sweep_values``.
-
-        Raises:
-            InputError: another sweep, or a second setting with several values.
-        """
+        """The swept setting as ``sweep`` and ``sweep_values``."""
         name, *others = sweep
         if others or "sweep" in values:
             other = others[0] if others else "sweep"
@@ -129,23 +124,20 @@ class Bench(Command):
             note(f"table written to {self.output}")
         self._draw(result)
         if self.report is not None:
-            self._report(result, self.report)
+            from rismusic.report import write_bench_report
+
+            write_bench_report(
+                self.report,
+                result.rows,
+                settings=result.spec,
+                timings=result.timings,
+                command=command_line(),
+                overwrite=self.overwrite,
+            )
+            note(f"report written to {self.report}")
         rows, scenes = counted(len(result.rows), "row"), counted(result.spec.scenes, "scene")
         note(f"results of {rows} and {scenes} each in {self.out}")
         return 0
-
-    def _report(self, result: Benchmark, path: Path) -> None:
-        from rismusic.report import write_bench_report
-
-        write_bench_report(
-            path,
-            result.rows,
-            settings=result.spec,
-            timings=result.timings,
-            command=command_line(),
-            overwrite=self.overwrite,
-        )
-        note(f"report written to {path}")
 
     def _draw(self, result: Benchmark) -> None:
         """Plots beside the tables. A run of hours does not fail because matplotlib is missing."""
@@ -186,21 +178,11 @@ def _show(result: Benchmark) -> None:
 
 
 def _table(title: str, heads: Sequence[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        title_justify="left",
-        title_style="bold",
-        min_width=_WIDTH,
-    )
-    table.add_column("method", no_wrap=True)
-    for head in heads:
-        wrapped = "\n".join(textwrap.wrap(head, _WIDTH_OF_SHARE - 1)) if "\n" not in head else head
-        table.add_column(wrapped, justify="right", no_wrap=True)
+    wrapped = [
+        "\n".join(textwrap.wrap(head, _WIDTH_OF_SHARE - 1)) if "\n" not in head else head for head in heads
+    ]
+    table = number_table(("method", *wrapped), title=title, title_justify="left", title_style="bold")
+    table.columns[0].justify, table.min_width = "left", _WIDTH
     return table
 
 
@@ -236,14 +218,8 @@ def _details(result: Benchmark) -> list[Table]:
     rates = {row.method: row.scenes_per_s for row in result.timings}
     for row in result.rows:
         style = "dim" if row.uses_truth else None
-        shares = (
-            row.search_failures,
-            row.ambiguities,
-            row.wrong_counts,
-            row.false_alarms,
-            row.f1,
-            row.count_right,
-        )
+        causes = (row.search_failures, row.ambiguities, row.wrong_counts)
+        shares = (*causes, row.false_alarms, row.f1, row.count_right)
         misses.add_row(
             row.method, _share(row.misses), *(_plain(100 * one.value, 1) for one in shares), style=style
         )
@@ -270,11 +246,6 @@ def _plain(value: float, digits: int) -> str:
 _SOURCES_IN_SWEEP, _SNR_DB_IN_SWEEP = (1, 3), (10.0,)
 
 
-def _one_of_snr_and_power(typed: Mapping[str, Any]) -> None:
-    if "snr_db" in typed and "power_dbm" in typed:
-        raise InputError("--power-dbm", "cannot be combined with --snr-db; give one of them")
-
-
 class _OfSystems(Command):
     """A command with the tables of a system and of its link budget."""
 
@@ -286,6 +257,12 @@ class _OfSystems(Command):
     codebook: CodebookSpec = CodebookSpec()
     wideband: WidebandSpec = WidebandSpec()
     budget: LinkBudgetSpec = LinkBudgetSpec()
+
+    @classmethod
+    def check_options(cls, typed: Mapping[str, Any]) -> None:
+        """Refuse an SNR beside a link budget."""
+        if "snr_db" in typed and "power_dbm" in typed:
+            raise InputError("--power-dbm", "cannot be combined with --snr-db; give one of them")
 
     def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Options of a link budget that is not made, and of a channel that is not there."""
@@ -348,11 +325,6 @@ class Bound(_OfSystems):
         few = {"sources": _SOURCES_IN_SWEEP, "snr_db": _SNR_DB_IN_SWEEP}
         return {**few, **values, "sweep": dict(sweep)}
 
-    @classmethod
-    def check_options(cls, typed: Mapping[str, Any]) -> None:
-        """Refuse SNRs beside a link budget."""
-        _one_of_snr_and_power(typed)
-
     @property
     def has_budget(self) -> bool:
         """With a transmit power."""
@@ -397,11 +369,9 @@ class Bound(_OfSystems):
                 rows,
                 row_type=BoundRow,
                 overwrite=self.overwrite,
-                version=__version__,
                 **self.model_dump(mode="json", include={"kind", "scenes", "seed", "sweep", "budget"}),
                 system=system.model_dump(mode="json"),
             )
-            note(f"table written to {self.output}")
         if self.plot is not None:
             save(bound_figure(rows, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
             note(f"plot written to {self.plot}")
@@ -409,8 +379,6 @@ class Bound(_OfSystems):
 
 
 def _bound_table(rows: Sequence[BoundRow], title: str) -> Table:
-    from rich.table import Table
-
     swept, power = rows[0].sweep, rows[0].power_dbm is not None
     points = len(dict.fromkeys(row.point for row in rows))
     title += f"\nsweep of {swept}" if swept else ""
@@ -495,7 +463,7 @@ class Plan(_OfSystems):
         ):
             if path in typed:
                 raise InputError(f"--{path.replace('_', '-')}", f"is not used here; give {instead}")
-        _one_of_snr_and_power(typed)
+        super().check_options(typed)
 
     @property
     def has_budget(self) -> bool:
@@ -548,16 +516,12 @@ class Plan(_OfSystems):
                 result.systems,
                 row_type=PlannedSystem,
                 overwrite=self.overwrite,
-                version=__version__,
                 settings=settings,
             )
-            note(f"table written to {self.output}")
         return 0
 
 
 def _plan_table(systems: Sequence[Any], target_m: float, range_m: float) -> Table:
-    from rich.table import Table
-
     table = Table(title=f"smallest systems with a median position error of {target_m:g} m at {range_m:g} m")
     for head in ("panel", "N", "antennas M", "snapshots L", "bits", "SNR\n/ dB", "position\n/ m"):
         table.add_column(head, justify="right", no_wrap=True)

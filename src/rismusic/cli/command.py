@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, TypeVar
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,6 +32,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from rismusic.errors import InputError
@@ -47,11 +49,8 @@ P = TypeVar("P", bound=PartialFile)
 class Option:
     """How a field is written on the command line, where that differs from its name.
 
-    Args:
-        metavar: placeholder of the value in the help.
-        short: a second, short option such as ``-o``.
-        name: name of the option in place of the field's.
-        hidden: whether the field is no option, but follows from others.
+    ``metavar`` is the placeholder of the value in the help, ``short`` a second option such as ``-o``. A
+    hidden field is no option, but follows from others.
     """
 
     metavar: str = ""
@@ -67,8 +66,6 @@ _OUTPUTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "report": ("--report", (".html",), ("jinja2", "matplotlib")),
     "json_file": ("--json", (".json",), ()),
 }
-
-
 _OF_RIS = ("codebook.kind", "codebook.bits")
 
 
@@ -100,41 +97,21 @@ class Command(Spec):
 
     @classmethod
     def base(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings below those of files and options, such as a preset.
-
-        Args:
-            given: what files and options set.
-        """
+        """Settings below those ``given`` by files and options, such as a preset."""
         del given
         return {}
 
     @classmethod
     def with_sweep(cls, values: Mapping[str, Any], sweep: Mapping[str, tuple[Any, ...]]) -> Mapping[str, Any]:
-        """Settings with a sweep.
-
-        Args:
-            values: all settings, with the first value of each swept one.
-            sweep: values of the swept settings, by dotted name.
-        """
+        """Settings with a sweep: ``values`` has the first value of each swept setting, ``sweep`` all."""
         raise NotImplementedError
 
     @classmethod
     def check_options(cls, typed: Mapping[str, Any]) -> None:
-        """Refuse options that contradict each other.
-
-        Args:
-            typed: values of the options that were typed, by dotted field name.
-
-        Raises:
-            InputError: options that cannot be combined.
-        """
+        """Refuse options, given with their values by dotted name, that contradict each other."""
 
     def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Options that change nothing beside the other settings, each with the reason.
-
-        Args:
-            typed: options that were typed, by dotted field name.
-        """
+        """Typed options, by dotted name, that change nothing beside the other settings, with the reason."""
         for name in typed:
             needed = self.NEEDS.get(name)
             if needed is not None and not getattr(self, needed):
@@ -153,12 +130,7 @@ class Command(Spec):
         ]
 
     def check_files(self) -> None:
-        """Refuse outputs that are inputs, too: a measurement must not be replaced by what follows from it.
-
-        Raises:
-            InputError: a file that is written is read, too, or is in a folder that is read, or is written
-                twice.
-        """
+        """Refuse outputs that are inputs, too: a measurement must not be replaced by what follows from it."""
         inputs, written = self.reads(), dict[Path, str]()
         for option, path in self.writes():
             whole = _real(path)
@@ -175,11 +147,7 @@ class Command(Spec):
                     )
 
     def check_outputs(self) -> None:
-        """Check, before work starts, that outputs can be written and that packages for them are installed.
-
-        Raises:
-            InputError: another ending; a file exists and ``overwrite`` is off; a package is missing.
-        """
+        """Check, before work starts, that outputs can be written and that packages for them are installed."""
         for name, (_, endings, packages) in _OUTPUTS.items():
             path = getattr(self, name, None)
             if isinstance(path, Path):
@@ -348,11 +316,7 @@ def save_traceback(error: BaseException) -> str:
 
 
 def check_extras(extra: str, *packages: str) -> None:
-    """Check that optional packages are installed, before work starts.
-
-    Raises:
-        InputError: one of them is not; the sentence has the command that installs it.
-    """
+    """Check that optional packages are installed, before work starts."""
     for package in packages:
         if find_spec(package) is None:
             raise InputError(package, f"is not installed; run: pip install 'rismusic[{extra}]'")
@@ -375,10 +339,7 @@ def say(line: str) -> None:
 def resumable(output: P, scenes: int, *, without: str = "") -> Iterator[P]:
     """The output under construction. If it is cut, the user is told how to continue it.
 
-    Args:
-        output: the output.
-        scenes: number of its scenes at the end.
-        without: options of the command with which it cannot be continued.
+    ``without`` names the options of the command with which it cannot be continued.
     """
     with output:
         try:
@@ -390,6 +351,14 @@ def resumable(output: P, scenes: int, *, without: str = "") -> Iterator[P]:
                     f"--resume{without} to continue"
                 )
             raise
+
+
+def number_table(heads: Iterable[str], **settings: Any) -> Table:
+    """A table whose columns are numbers, aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, **settings)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
 
 
 class _Rate(ProgressColumn):
@@ -424,25 +393,16 @@ def json_record(row: Any) -> dict[str, Any]:
 def write_rows(
     path: Path, rows: Sequence[Any], *, row_type: type[Any], overwrite: bool, **head: object
 ) -> None:
-    """Write dataclass rows as CSV or, with ``head`` beside them, as JSON, by the ending of the name.
+    """Write dataclass rows as CSV or, with ``head``, as JSON, by the ending of the name, and say so.
 
     Infinities are null in JSON, which has no infinity.
-
-    Args:
-        path: the file.
-        rows: instances of ``row_type``.
-        row_type: a dataclass.
-        overwrite: whether an existing file is replaced.
-        head: further entries of the JSON file.
-
-    Raises:
-        InputError: another ending; the file exists and ``overwrite`` is off; it cannot be written.
     """
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     if path.suffix == ".json":
         records = [json_record(row) for row in rows]
-        text = json.dumps({**head, "rows": records}, indent=1, allow_nan=False) + "\n"
+        text = json.dumps({"version": __version__, **head, "rows": records}, indent=1, allow_nan=False) + "\n"
     else:
         records = [dataclasses.asdict(row) for row in rows]
         text = csv_text([field.name for field in dataclasses.fields(row_type)], records)
     write_text(path, text, overwrite=overwrite)
+    note(f"table written to {path}")

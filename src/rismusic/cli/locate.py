@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
+from rich.table import Table
 
-from rismusic.cli.command import Command, Option, SafeConsole, note, progress_bar, resumable
+from rismusic.cli.command import Command, Option, SafeConsole, note, number_table, progress_bar, resumable
 from rismusic.errors import InputError, in_file
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
@@ -31,8 +32,6 @@ from rismusic.text import command_line, counted, csv_text, plain, spans
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rismusic.estimation.estimate import Estimate
     from rismusic.io import Recording, RecordingFile
     from rismusic.io.calibration import PanelCalibration
@@ -45,20 +44,7 @@ _PIECE = 2**20
 
 
 class PartialOutput(PartialFile):
-    """A table of positions under construction; see :class:`~rismusic.partial.PartialFile`.
-
-    Args:
-        path: the .csv or .json file.
-        recording: the recording that is located.
-        settings: the settings.
-        name: name of the recording, for a .json file.
-        resume: continue the output of an earlier run, if there is one.
-        overwrite: replace an existing output, and drop that of an earlier run.
-        columns: columns of a .csv file.
-
-    Raises:
-        InputError: see :class:`~rismusic.partial.PartialFile`; or the part has changed.
-    """
+    """A table of positions, .csv or .json, under construction; see :class:`~rismusic.partial.PartialFile`."""
 
     def __init__(
         self,
@@ -83,11 +69,7 @@ class PartialOutput(PartialFile):
             stack.pop_all()
 
     def append(self, estimate: Estimate) -> None:
-        """Write the estimates of the next scenes and wait until they are on the disk.
-
-        Raises:
-            InputError: the disk is full or not writable; what was complete before is kept.
-        """
+        """Write the estimates of the next scenes and wait until they are on the disk."""
         first = self.progress.scenes
         self._write(
             self._text(estimate, first),
@@ -96,11 +78,7 @@ class PartialOutput(PartialFile):
         )
 
     def finish(self) -> None:
-        """Complete the file and give it its name.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Complete the file and give it its name."""
         with writing(self.path):
             if self.path.suffix == ".json":
                 self._file.write(b"\n ]\n}\n")
@@ -157,12 +135,7 @@ class PartialOutput(PartialFile):
 
 @dataclass(frozen=True)
 class Block:
-    """Scenes that are located together.
-
-    Args:
-        first: number of the first one.
-        recordings: the scenes as each panel recorded them.
-    """
+    """Scenes that are located together, from number ``first`` on, as each panel recorded them."""
 
     first: int
     recordings: list[Recording]
@@ -182,13 +155,7 @@ def locate_in_worker(
 ) -> Estimate:
     """Locate one block, perhaps in another thread or process.
 
-    Args:
-        block: the scenes.
-        spec: the settings.
-        device: where to compute.
-        calibration: calibration of the panel.
-        single_thread: compute in one thread.
-        one_scene: whether the recording has one scene only. Loading Numba then takes longer than it saves.
+    For a recording of one scene, loading Numba takes longer than it saves.
     """
     from rismusic.devices import one_thread
     from rismusic.estimation.maximum_likelihood import without_compiled_fits
@@ -358,7 +325,10 @@ class Locate(Command):
             sources, scenes = counted(output.progress.sources, "source"), counted(output.scenes, "scene")
             note(f"{sources} in {scenes} written to {self.output}")
         if self.plot is not None and drawn is not None:
-            self._draw(*drawn, self.plot)
+            from rismusic.plots import plot_scene, save
+
+            save(plot_scene(*drawn, width_mm=self.figure_width), self.plot, overwrite=self.overwrite)
+            note(f"plot of scene {self.scene} written to {self.plot}")
         if self.report is not None and report is not None:
             self._write(report, self.report)
         return 0
@@ -427,7 +397,6 @@ class Locate(Command):
         return run_all(work, blocks, workers=workers, threads=threads, cluster=self.cluster, ordered=True)
 
     def _partial(self, path: Path, file: RecordingFile, others: list[RecordingFile]) -> PartialOutput:
-        """The output under construction."""
         from rismusic.estimation.table import COLUMNS, ROOM_COLUMNS
         from rismusic.partial import fingerprint
 
@@ -493,21 +462,9 @@ class Locate(Command):
             alarms = counted(false_alarms, "false alarm")
             note(f"{hits} of {len(truth)} true sources hit (within 5 deg), {alarms}")
 
-    def _draw(self, recording: Recording, estimate: Estimate, path: Path) -> None:
-        """Plot one scene."""
-        from rismusic.plots import plot_scene, save
-
-        save(plot_scene(recording, estimate, width_mm=self.figure_width), path, overwrite=self.overwrite)
-        note(f"plot of scene {self.scene} written to {path}")
-
 
 def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
-    """Warnings of scenes that follow each other; one of several scenes is a single line.
-
-    Args:
-        estimate: the scenes.
-        first_scene: number of the first one.
-    """
+    """Warnings of scenes that follow each other; one of several scenes is a single line."""
     scenes = defaultdict(list)
     for scene, sentences in enumerate(estimate.warnings, start=first_scene):
         for sentence in dict.fromkeys(sentences):
@@ -519,23 +476,13 @@ def warning_lines(estimate: Estimate, first_scene: int) -> list[str]:
 
 
 def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
-    """The table that ``rismusic locate`` prints: a row per source or miss.
-
-    Args:
-        estimate: all scenes.
-        truth: rows of the true sources; empty where they are not known.
-    """
-    from rich import box
-    from rich.table import Table
-
+    """The table that ``rismusic locate`` prints: a row per source or miss."""
     from rismusic.estimation.table import position_rows
 
     title, with_error = table_title(estimate)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     names = ["scene", "#", "azimuth\ndeg", "elevation\ndeg", "range\nm", "power\ndB"]
     names += ["true\nazim.", "true\nelev.", "true\nrange"] if truth else []
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table(names, title=title)
     beside = {(row.scene, row.found): row for row in truth if row.found is not None}
     rows, missing = defaultdict(list), defaultdict(list)
     for found in position_rows(estimate):
@@ -566,15 +513,10 @@ def results_table(estimate: Estimate, truth: list[Truth]) -> Table:
 
 def room_table(estimate: Estimate) -> Table:
     """Positions in the room frame, a row per source."""
-    from rich import box
-    from rich.table import Table
-
     from rismusic.estimation.table import RoomPosition, position_rows
 
     _, with_error = table_title(estimate)
-    table = Table(title="room frame", box=box.SIMPLE_HEAD, padding=0)
-    for name in ("scene", "#", "x\nm", "y\nm", "z\nm"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = number_table(("scene", "#", "x\nm", "y\nm", "z\nm"), title="room frame")
     for row in position_rows(estimate):
         assert isinstance(row, RoomPosition)
         values = (row.x_room_m, row.y_room_m, row.z_room_m)
@@ -606,22 +548,9 @@ def table_title(estimate: Estimate) -> tuple[str, list[bool]]:
 
 def scenes_table(estimate: Estimate) -> Table:
     """The second table of ``rismusic locate``: a row per scene."""
-    from rich import box
-    from rich.table import Table
-
-    probability = estimate.n_sources_probability
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for name in [
-        "scene",
-        "sources",
-        *(["P(K)"] if probability is not None else []),
-        "p-value",
-        "status",
-        "warnings",
-    ]:
-        table.add_column(name, justify="right", no_wrap=True)
-    if estimate.impulses is not None:
-        table.add_column("impulses", justify="right", no_wrap=True)
+    probability, impulses = estimate.n_sources_probability, estimate.impulses
+    names = ["scene", "sources", *["P(K)"] * (probability is not None), "p-value", "status", "warnings"]
+    table = number_table(names + ["impulses"] * (impulses is not None))
     table.add_column("method")
     status = estimate.status
     for scene, count in enumerate(estimate.n_sources.tolist()):
@@ -631,8 +560,8 @@ def scenes_table(estimate: Estimate) -> Table:
         p_value = float(estimate.p_value[scene])
         cells += ["-" if math.isnan(p_value) else f"{p_value:.2g}", status[scene]]
         cells.append(str(len(estimate.warnings[scene])))
-        if estimate.impulses is not None:
-            cells.append(str(int(estimate.impulses[scene])))
+        if impulses is not None:
+            cells.append(str(int(impulses[scene])))
         table.add_row(*cells, f" {estimate.method[scene]}")
     return table
 

@@ -31,12 +31,7 @@ _NEGATIVE = re.compile(r"-(\d+\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?|inf(inity)?)$
 
 @dataclass(frozen=True)
 class Setting:
-    """One option.
-
-    Args:
-        path: dotted name of the field; those of ``Command.FLAT`` without its prefix.
-        field: the field.
-    """
+    """One option: a field and its dotted name, without the prefix of those of ``Command.FLAT``."""
 
     path: str
     field: FieldInfo
@@ -110,15 +105,7 @@ class Setting:
 
 
 def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command:
-    """The command that the arguments describe.
-
-    Args:
-        args: name of the command, and its arguments.
-        commands: all commands by name.
-
-    Raises:
-        InputError: unknown command or option, or an invalid value.
-    """
+    """The command that the arguments describe."""
     kind = command_kind(args, commands)
     settings = {one.path: one for one in settings_of(kind)}
     typed = _typed(list(args[1:]), kind, settings)
@@ -160,11 +147,7 @@ def parse(args: Sequence[str], commands: Mapping[str, type[Command]]) -> Command
 
 
 def command_kind(args: Sequence[str], commands: Mapping[str, type[Command]]) -> type[Command]:
-    """The command that is named first.
-
-    Raises:
-        InputError: none is, or it is unknown.
-    """
+    """The command that is named first."""
     names = ", ".join(commands)
     if not args:
         raise InputError("rismusic", f"give a command: {names} (rismusic --help lists them)")
@@ -208,14 +191,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise, in place of printing the usage and leaving."""
         name, _, problem = message.removeprefix("argument ").partition(": ")
-        problem = {"expected one argument": "a value is missing"}.get(problem, problem)
-        if problem == "expected at least one argument":
+        if problem in ("expected one argument", "expected at least one argument"):
             problem = "a value is missing"
         raise InputError(name.split("/")[-1] or "rismusic", problem or message)
 
 
 def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """Values of the options that were typed."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser._negative_number_matcher = _NEGATIVE
     swept = _sweepable(kind)
@@ -228,7 +209,8 @@ def _typed(args: list[str], kind: type[Command], settings: Mapping[str, Setting]
             nargs = "+" if one.path in swept else one.nargs
             parser.add_argument(*flags, dest=one.path, nargs=nargs)
     known, rest = parser.parse_known_args(args)
-    strange = next((word for word in rest if word.startswith("-") and not _number(word)), None)
+    options = (word for word in rest if word.startswith("-") and not _NEGATIVE.fullmatch(word))
+    strange = next(options, None)
     if strange is not None:
         raise _unknown_option(strange.partition("=")[0], settings)
     typed = dict(vars(known))
@@ -266,11 +248,7 @@ def _unknown_option(flag: str, settings: Mapping[str, Setting]) -> InputError:
 
 
 def _from_file(path: Path, kind: type[Command], table: str) -> dict[str, Any]:
-    """Settings of a TOML file, as far as their names go.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """Settings of a TOML file, as far as their names go."""
     content = read_toml(path)
     known = {one.path for one in settings_of(kind)} - set(kind.CONFIG_TABLES)
     tree = (
@@ -371,10 +349,6 @@ def _leaves(annotation: Any) -> Iterator[Any]:
             yield one
 
 
-def _number(word: str) -> bool:
-    return _NEGATIVE.fullmatch(word) is not None
-
-
 def overview(description: str, commands: Mapping[str, type[Command]]) -> str:
     """The help of the program."""
     lines = ["usage: rismusic COMMAND [options]", "", description, "", "commands:"]
@@ -387,13 +361,7 @@ def overview(description: str, commands: Mapping[str, type[Command]]) -> str:
 
 
 def help_text(name: str, kind: type[Command], *, everything: bool) -> str:
-    """The help of a command.
-
-    Args:
-        name: of the command.
-        kind: the command.
-        everything: whether expert options are listed.
-    """
+    """The help of a command."""
     settings = list(settings_of(kind))
     shown = [one for one in settings if everything or one.path in EVERYDAY[name]]
     if not everything:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from rich.table import Table
+from rich.text import Text
 
 from rismusic.cli.command import (
     Command,
@@ -49,14 +51,7 @@ _BLOCK_NUMBERS = 2**22
 
 
 def simulate_in_worker(simulator: Simulator, block: int, scenes: int, start: int) -> Recording:
-    """Simulate one block, perhaps in another process.
-
-    Args:
-        simulator: the simulator.
-        block: number of scenes of a block.
-        scenes: number of scenes of the recording.
-        start: first scene of this block.
-    """
+    """Simulate the block of a recording that begins at scene ``start``, perhaps in another process."""
     from rismusic.devices import one_thread
 
     with one_thread() if scenes > block else nullcontext():
@@ -148,8 +143,12 @@ class Simulate(Command):
         with ExitStack() as stack:
             partial_file = None
             if self._is_resumable:
-                part = resumable(self._partial(link_from), self.scenes)
-                partial_file = stack.enter_context(part)
+                names = {"system", "seed", "split", "scenes", "device"}
+                settings = self.model_dump(mode="json", include=names)
+                part = PartialFile(
+                    self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
+                )
+                partial_file = stack.enter_context(resumable(part, self.scenes))
             writer = stack.enter_context(
                 RecordingWriter(
                     self.output,
@@ -172,13 +171,6 @@ class Simulate(Command):
         write_text(self.settings_file, head + dump_spec(self.system), overwrite=self.overwrite)
         note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {self.settings_file}")
         return 0
-
-    def _partial(self, link_from: Path | None) -> PartialFile:
-        """The recording under construction."""
-        settings = self.model_dump(mode="json", include={"system", "seed", "split", "scenes", "device"})
-        return PartialFile(
-            self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
-        )
 
     def _given(self) -> tuple[Panel, Link, Path] | tuple[None, None, None]:
         if self.link_from is None:
@@ -234,9 +226,6 @@ class Check(Command):
         return 0
 
     def _print(self, result: CheckReport) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
         console = SafeConsole()
         facts = Table(show_header=False, box=None)
         for name, value in result.facts.items():
@@ -256,7 +245,6 @@ class Check(Command):
             console.print("\nNothing suspicious.")
 
     def _drawn(self) -> Scene:
-        """The scene to plot."""
         from rismusic.io import open_recording
         from rismusic.scene_view import Scene
 
@@ -355,18 +343,9 @@ class Calibrate(Command):
 
 
 def read_positions(path: Path, scenes: int) -> Sources:
-    """Positions of the sources of every scene from a CSV file.
+    """Positions of the sources of every scene from a CSV file, NaN where a scene has fewer.
 
-    Args:
-        path: a file with the columns scene, azimuth_deg, elevation_deg and range_m; others are ignored.
-        scenes: number of scenes of the recording, S.
-
-    Returns:
-        Sources [S, K], NaN where a scene has fewer.
-
-    Raises:
-        InputError: a column is missing or there twice, a value is no number, a scene does not exist, or a
-            position of a scene repeats.
+    Other columns than scene, azimuth_deg, elevation_deg and range_m are ignored.
     """
     from rismusic.sources import Sources
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from rich.table import Table
+
 from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar, say
 from rismusic.errors import InputError
 from rismusic.files import write_text
@@ -17,8 +19,6 @@ from rismusic.text import command_line, plain
 from rismusic.tuning.spec import TuneSpec
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rismusic.doctor.report import Diagnosis
     from rismusic.tuning.results import TuneResult
 
@@ -27,13 +27,23 @@ BESIDE_RESUME = ("resume", "device", "tensorboard")
 PRESETS = {"tiny": TrainSpec.tiny, "search": TrainSpec.search, "final": TrainSpec.final}
 
 
-class Train(Command):
-    """Train a network. Options win over CONFIG.toml, which wins over the preset. Ctrl-C stops after a
-    checkpoint; --resume RUN continues. torchrun -m rismusic train ... trains on several processes.
-    """  # noqa: D205
+class _OfTraining(Command):
+    """A command with the settings of a training, which may start from a preset."""
 
     FLAT: ClassVar[str] = "settings"
     POSITIONAL: ClassVar[str] = "config"
+
+    @classmethod
+    def base(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings of the preset that is named, if any."""
+        preset = PRESETS.get(str(given.get("preset")))
+        return {} if preset is None else preset().model_dump(exclude_unset=True)
+
+
+class Train(_OfTraining):
+    """Train a network. Options win over CONFIG.toml, which wins over the preset. Ctrl-C stops after a
+    checkpoint; --resume RUN continues. torchrun -m rismusic train ... trains on several processes.
+    """  # noqa: D205
 
     settings: TrainSpec = TrainSpec()
     preset: Literal["tiny", "search", "final"] | None = None
@@ -52,11 +62,6 @@ class Train(Command):
     """Device to train on, such as cpu or cuda; auto: a GPU if there is one."""
     tensorboard: bool = False
     """Write the log for TensorBoard, too."""
-
-    @classmethod
-    def base(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings of the preset."""
-        return preset_settings(given)
 
     @classmethod
     def check_options(cls, typed: Mapping[str, Any]) -> None:
@@ -106,24 +111,11 @@ class Train(Command):
         return 0
 
 
-def preset_settings(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the preset that is named, if any.
-
-    Args:
-        given: values of files and options.
-    """
-    preset = PRESETS.get(str(given.get("preset")))
-    return {} if preset is None else preset().model_dump(exclude_unset=True)
-
-
-class Doctor(Command):
+class Doctor(_OfTraining):
     """Find out why a training does not learn. With settings, it checks a training before it starts; with
     the folder of a run, it reads the log of the run. Exit code 0: no problem found; 1: problem found. Loops
     and networks of your own are checked in Python, by rismusic.watch and rismusic.diagnose_module.
     """  # noqa: D205
-
-    FLAT: ClassVar[str] = "settings"
-    POSITIONAL: ClassVar[str] = "config"
 
     settings: TrainSpec = TrainSpec()
     preset: Literal["tiny", "search", "final"] | None = None
@@ -143,11 +135,6 @@ class Doctor(Command):
     def positional_field(cls, value: str) -> str:
         """A folder is a run; anything else is a file of settings."""
         return "folder" if Path(value).is_dir() else "config"
-
-    @classmethod
-    def base(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Settings of the preset."""
-        return preset_settings(given)
 
     @classmethod
     def check_options(cls, typed: Mapping[str, Any]) -> None:
@@ -274,21 +261,14 @@ class Tune(Command):
                 raise
             note("finished trials are kept: run the command again with --resume instead of its settings")
             raise
-        _show(tuned)
+        console = SafeConsole()
+        console.print(_table(tuned))
+        for sentence in tuned.sentences():
+            console.print(plain(sentence), soft_wrap=True)
         return 0
 
 
-def _show(tuned: TuneResult) -> None:
-    """Print the final evaluation."""
-    console = SafeConsole()
-    console.print(_table(tuned))
-    for sentence in tuned.sentences():
-        console.print(plain(sentence), soft_wrap=True)
-
-
 def _table(tuned: TuneResult) -> Table:
-    from rich.table import Table
-
     table = Table("settings", "cost", "test cost", "F1", "GOSPA / m")
     for final in tuned.finals:
         f1, gospa = final.test_mean("f1"), final.test_mean("mean_gospa_m")

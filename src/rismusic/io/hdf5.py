@@ -63,8 +63,9 @@ class Hdf5Sink(Sink):
 
     userblock_bytes: ClassVar[int] = 0
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._file = path, CarefulFile(path, userblock_bytes=self.userblock_bytes)
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
+        self._path = path
+        self._file = CarefulFile(path, userblock_bytes=self.userblock_bytes, resumed=resumed)
 
     def attribute(self, name: str, value: str | float) -> None:
         """Write an attribute of the root."""
@@ -83,9 +84,7 @@ class Hdf5Sink(Sink):
         """Close the file."""
         self._file.close()
 
-    def abort(self) -> None:
-        """Close the file."""
-        self._file.close()
+    abort = finish
 
 
 class PartialHdf5Sink(Hdf5Sink):
@@ -93,14 +92,7 @@ class PartialHdf5Sink(Hdf5Sink):
 
     The space of a dataset is allocated when it is created, so that nothing but values is written afterwards.
     A process that is killed therefore leaves a valid file.
-
-    Args:
-        path: the file.
-        resumed: whether it is there already.
     """
-
-    def __init__(self, path: Path, *, resumed: bool) -> None:
-        self._path, self._file = path, CarefulFile(path, resumed=resumed)
 
     def create(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Create a dataset in chunks of whole scenes, and allocate its space."""
@@ -116,13 +108,7 @@ class PartialHdf5Sink(Hdf5Sink):
 
 
 class CarefulFile:
-    """HDF5 file that can be closed on a full disk.
-
-    Args:
-        path: the file.
-        userblock_bytes: size of the block before the HDF5 content.
-        resumed: whether the file is there already.
-    """
+    """HDF5 file that can be closed on a full disk."""
 
     def __init__(self, path: Path, *, userblock_bytes: int = 0, resumed: bool = False) -> None:
         self._disk = HeldErrors(path, "r+" if resumed else "w+")
@@ -133,20 +119,12 @@ class CarefulFile:
         self.check = self._disk.raise_held
 
     def sync(self) -> None:
-        """Wait until all that was flushed is on the disk.
-
-        Raises:
-            OSError: a write has failed.
-        """
+        """Wait until all that was flushed is on the disk, or raise the error of an earlier write."""
         self.check()
         os.fsync(self._disk.fileno())
 
     def close(self) -> None:
-        """Close the file.
-
-        Raises:
-            OSError: a write has failed.
-        """
+        """Close the file, and then raise the error of an earlier write."""
         self.hdf5.close()
         self._disk.close()
         self.check()
@@ -186,21 +164,13 @@ class HeldErrors(io.FileIO):
             return self.tell()
 
     def raise_held(self) -> None:
-        """Raise the stored error, if any.
-
-        Raises:
-            OSError: a write has failed.
-        """
+        """Raise the stored error, if any."""
         if self._held is not None:
             raise self._held
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        InputError: it is being written by another program, truncated, or broken.
-    """
+    """Open an HDF5 file for reading."""
     try:
         _check_heaps(path)
         return h5py.File(path, "r")
@@ -219,9 +189,6 @@ def _check_heaps(path: Path) -> None:
     """Refuse a heap of texts that HDF5 would walk forever: a free block whose size a flipped bit made 0.
 
     Heaps are written with the attributes, at the beginning of a file or, by some programs, at its end.
-
-    Raises:
-        InputError: there is such a block.
     """
     with path.open("rb") as file:
         parts = [file.read(_SCANNED)]
@@ -242,11 +209,7 @@ def _check_heaps(path: Path) -> None:
 
 
 def member(file: h5py.File, name: str) -> h5py.Group | h5py.Dataset:
-    """Group or dataset of a name. Links that lead out of the file are not followed.
-
-    Raises:
-        InputError: there is an external link on the way, a circle of links, or something damaged.
-    """
+    """Group or dataset of a name. Links that lead out of the file are not followed."""
     left, found = name.strip("/").split("/"), file
     for _ in range(_MOST_LINKS):
         if not left:
@@ -275,9 +238,6 @@ def attribute(file: h5py.File, name: str) -> Array:
     """An attribute of the root, which holds texts or numbers.
 
     The type is looked at first: HDF5 can end the process when it reads other types from a damaged file.
-
-    Raises:
-        InputError: it holds something else.
     """
     found = file.attrs.get_id(name)
     if found.get_type().get_class() not in _PLAIN or found.shape is None:
@@ -286,11 +246,7 @@ def attribute(file: h5py.File, name: str) -> Array:
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Dataset of a name, whose values are all in the file.
-
-    Raises:
-        InputError: a group, a dataset without values, or one whose values are elsewhere or missing.
-    """
+    """Dataset of a name, whose values are all in the file."""
     found = member(file, name)
     if not isinstance(found, h5py.Dataset):
         raise InputError(name, "must be an array; got a group")
@@ -312,9 +268,6 @@ def _check_stored(file: h5py.File, name: str, found: h5py.Dataset) -> None:
     """Compare the declared size of a dataset with what the file holds.
 
     HDF5 invents zeros for values that were never written, and a few bytes can declare any shape.
-
-    Raises:
-        InputError: values are missing, or blocks are too large to be unpacked.
     """
     needed = int(np.prod(found.shape, dtype=object)) * found.dtype.itemsize
     plist = found.id.get_create_plist()

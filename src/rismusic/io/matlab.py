@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from rismusic.errors import InputError
-from rismusic.io.hdf5 import LARGEST_RATIO, Hdf5Sink, chunk_shape, dataset, member, members, open_hdf5
+from rismusic.io.hdf5 import LARGEST_RATIO, Hdf5Sink, Hdf5Store, chunk_shape, dataset, member, members
 from rismusic.io.schema import from_flat, to_flat
 from rismusic.io.store import Array, Sink, Store, StoredArray, to_complex, understood
 
@@ -204,14 +204,11 @@ class Mat5Array:
         return np.asarray(content.decode(utf16 if dtype.itemsize == 2 else "utf-8"))
 
 
-class Mat73Store(Store):
+class Mat73Store(Hdf5Store):
     """A file of version 7.3, open for reading."""
 
     format = "mat 7.3"
     matlab = True
-
-    def __init__(self, path: Path) -> None:
-        self._file = open_hdf5(path)
 
     def names(self) -> set[str]:
         """Names of the variables, without MATLAB's internal groups."""
@@ -228,10 +225,6 @@ class Mat73Store(Store):
         if kind in (b"char", "char") and found.dtype == np.uint16 and "MATLAB_empty" not in found.attrs:
             return np.asarray(found[()].T.astype("<u2").tobytes().decode("utf-16-le"))
         return Mat73Array(found)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class Mat73Sink(Hdf5Sink):
@@ -297,18 +290,10 @@ class Mat73Array:
 
 @dataclass(frozen=True)
 class Variable:
-    """Position and type of a variable in a file of version 5.
+    """Position and type (of :data:`CLASSES`) of a variable in a file of version 5.
 
-    Args:
-        name: name of the variable.
-        kind: one of :data:`CLASSES`.
-        is_complex: whether an imaginary part follows the real part.
-        shape: as in MATLAB.
-        order: byte order, ``<`` or ``>``.
-        data: offset of the values within the element.
-        offset: offset of the element in the file.
-        size: size of the element in the file in bytes.
-        compressed: whether the element is compressed.
+    ``offset`` and ``size`` in bytes are those of its element in the file, ``data`` is the offset of the
+    values within it. The byte order is ``<`` or ``>``.
     """
 
     name: str
@@ -323,11 +308,7 @@ class Variable:
 
 
 def variables(file: IO[bytes]) -> list[Variable]:
-    """Variables of a file of version 5.
-
-    Raises:
-        ValueError: the file is truncated, or an element is not a variable.
-    """
+    """Variables of a file of version 5."""
     length = file.seek(0, 2)
     file.seek(_HEADER_BYTES - 2)
     order = "<" if file.read(2) == b"IM" else ">"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -29,6 +28,7 @@ from rismusic.io.schema import (
     check_frequencies,
     check_panel,
     check_structure,
+    check_symbols,
     check_values,
 )
 from rismusic.io.store import Array, ComplexPair, Store, StoredArray, understood
@@ -45,7 +45,7 @@ _LARGEST_SCENE_BYTES = 2**30
 # Names of a file that a message lists.
 _SHOWN = 6
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_STORES: dict[str, dict[str, type[Store]]] = {
+_STORES: dict[str, dict[str, Callable[[Path], Store]]] = {
     ".h5": {"an HDF5 file": Hdf5Store},
     ".npz": {"a zip archive": NpzStore},
     ".mat": {"a MATLAB 5 file": Mat5Store, "a MATLAB 7.3 file": Mat73Store},
@@ -100,31 +100,21 @@ class RecordingFile:
 
     Opening the file reads only the sizes. Memory use depends on the block that is read, not on the file.
 
-    Args:
-        path: a ``.h5``, ``.npz`` or ``.mat`` file, or ``sample:NAME`` for a sample recording.
+    A complex field may be stored as two real arrays, such as ``snapshots_real`` and ``snapshots_imag``. Codes
+    may be real numbers or signed integers. In MATLAB files, a matrix of snapshots that fits [L, M] is one
+    scene.
 
     Attributes:
-        path: the file.
         format: ``h5``, ``npz``, ``mat 5`` or ``mat 7.3``.
-        scenes: S.
-        snapshots: L.
-        antennas: M.
+        scenes, snapshots, antennas: S, L and M.
         size: elements of the panel, N.
         sources_max: K_max; none without truth.
-        wavelength: metres.
         wave: form of the wave, ``spherical`` where the file does not say.
         symbols: model of the symbols, ``independent`` where the file has no pilots and does not say.
         pattern_exponent: q of the element pattern cos^q, 0 where the file does not say.
         elements: [N, 3] float64, metres.
         fields: names of the fields that are present, as in ``.h5``.
         ignored: other names in the file.
-
-    A complex field may be stored as two real arrays, such as ``snapshots_real`` and ``snapshots_imag``. Codes
-    may be real numbers or signed integers. In MATLAB files, a matrix of snapshots that fits [L, M] is one
-    scene.
-
-    Raises:
-        InputError: the file is missing, damaged or not a recording, or its structure is wrong.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -159,7 +149,11 @@ class RecordingFile:
         self._arrays, descriptions = {}, {}
         for name in self.fields:
             with understood(name, "must be a readable array"):
-                array = self._arrays[name] = _open_array(self._store, name, names)
+                if name in names:
+                    array = self._store.array(name)
+                else:
+                    array = ComplexPair(*map(self._store.array, _parts(name)))
+                self._arrays[name] = array
                 descriptions[name] = Description(array.shape, _type_name(name, array))
         structure = check_structure(descriptions, matlab=self._store.matlab)
         self._structure = structure
@@ -175,9 +169,7 @@ class RecordingFile:
         check_panel(self.panel)
         if "frequencies" in self.fields:
             check_frequencies(self._read("frequencies", 0, 0), self.wavelength)
-        if ("pilots" in self.fields) != (self.symbols == "known"):
-            missing = "pilots" if self.symbols == "known" else "symbols"
-            raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")
+        check_symbols(self.symbols, has_pilots="pilots" in self.fields)
 
     @property
     def panel(self) -> Panel:
@@ -203,11 +195,7 @@ class RecordingFile:
         return self.scenes
 
     def __getitem__(self, scenes: slice) -> Recording:
-        """Read the scenes of a slice with step 1, and check their values.
-
-        Raises:
-            InputError: values are invalid or unreadable, or the slice is empty.
-        """
+        """Read the scenes of a slice with step 1, and check their values."""
         start, stop, step = scenes.indices(self.scenes)
         if step != 1 or stop <= start:
             raise InputError(
@@ -237,11 +225,7 @@ class RecordingFile:
         return recording
 
     def batches(self, scenes: int) -> Iterator[Recording]:
-        """Yield all scenes in blocks of ``scenes``; the last block may be smaller.
-
-        Raises:
-            InputError: see :meth:`__getitem__`.
-        """
+        """Yield all scenes in blocks of ``scenes``; the last block may be smaller."""
         if scenes < 1:
             raise InputError("scenes", f"a batch needs at least one scene; got {scenes}")
         for start in range(0, self.scenes, scenes):
@@ -256,9 +240,7 @@ class RecordingFile:
     def __enter__(self) -> RecordingFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read(self, name: str, start: int, stop: int) -> Tensor:
@@ -284,11 +266,7 @@ def sample_names() -> list[str]:
 
 
 def sample_path(name: str) -> Path:
-    """File of a sample recording.
-
-    Raises:
-        InputError: no sample has this name.
-    """
+    """File of a sample recording."""
     if name not in sample_names():
         close = difflib.get_close_matches(name, sample_names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
@@ -297,11 +275,7 @@ def sample_path(name: str) -> Path:
 
 
 def suffix(path: Path) -> str:
-    """Extension of a recording in lower case.
-
-    Raises:
-        InputError: the extension is unknown.
-    """
+    """Extension of a recording in lower case."""
     found = path.suffix.lower()
     if found not in SUFFIXES:
         raise InputError(
@@ -312,11 +286,7 @@ def suffix(path: Path) -> str:
 
 
 def open_store(path: Path) -> Store:
-    """Open a file in the format that its extension and its first bytes say.
-
-    Raises:
-        InputError: the file is missing or unreadable, or its content does not match its extension.
-    """
+    """Open a file in the format that its extension and its first bytes say."""
     stores = _STORES[suffix(path)]
     content = _content(path)
     expected = " or ".join(stores)
@@ -366,13 +336,6 @@ def _content(path: Path) -> str:
 def _parts(name: str) -> tuple[str, str]:
     """Names of the real and the imaginary part of a field that is stored as two arrays."""
     return f"{name}_real", f"{name}_imag"
-
-
-def _open_array(store: Store, name: str, names: set[str]) -> StoredArray:
-    if name in names:
-        return store.array(name)
-    real, imag = (store.array(part) for part in _parts(name))
-    return ComplexPair(real, imag)
 
 
 def _type_name(name: str, array: StoredArray) -> str:
@@ -438,13 +401,10 @@ def _number(store: Store, names: set[str], name: str, expected: str) -> float:
         raise InputError(name, f"must be {expected}; no such value in the file")
     value = _scalar(name, store, f"must be {expected}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(name, f"must be {expected}; got {_what(value)}")
+        # Without the names of Python's types.
+        found = repr(value) if isinstance(value, (bool, complex, str)) else "values of another type"
+        raise InputError(name, f"must be {expected}; got {found}")
     return float(value)
-
-
-def _what(value: object) -> str:
-    """A value of an attribute, without the names of Python's types."""
-    return repr(value) if isinstance(value, (bool, int, float, complex, str)) else "values of another type"
 
 
 def _scalar(name: str, store: Store, expected: str) -> object:

@@ -433,19 +433,14 @@ class Recording:
 def validate(recording: Recording, *, first_scene: int = 0, single: bool = False) -> None:
     """Check shapes, sizes and values of a recording.
 
-    Args:
-        recording: in memory.
-        first_scene: number of its first scene in error messages.
-        single: the snapshots were given as one scene [L, M]; error messages omit the scene axis.
-
-    Raises:
-        InputError: naming the field, and the scene where there is one.
+    Error messages count scenes from ``first_scene``, and have no scene axis if the snapshots were given as a
+    ``single`` scene [L, M].
     """
     check_shapes(recording, single=single)
     check_panel(recording.panel)
     if recording.frequencies is not None:
         check_frequencies(recording.frequencies, recording.wavelength)
-    check_symbols(recording.symbols, recording.pilots)
+    check_symbols(recording.symbols, has_pilots=recording.pilots is not None)
     check_values(tensors(recording), recording.truth, first_scene=first_scene)
 
 
@@ -479,29 +474,18 @@ def to_room_frame(
 
 
 def check_recording(recording: object) -> None:
-    """Check that an argument is a recording.
-
-    Raises:
-        InputError: it is an array, the name of a file or anything else.
-    """
+    """Check that an argument is a recording."""
     if not isinstance(recording, Recording):
+        is_file = isinstance(recording, (str, Path))
         how = (
-            "read the file with rismusic.read"
-            if isinstance(recording, (str, Path))
-            else ("make one of arrays with rismusic.Recording.from_arrays")
+            "read the file with rismusic.read" if is_file else "make one with rismusic.Recording.from_arrays"
         )
-        raise InputError(
-            "recording", f"must be a rismusic.Recording; got {type(recording).__name__}. First {how}"
-        )
+        kind = type(recording).__name__
+        raise InputError("recording", f"must be a rismusic.Recording; got {kind}. First {how}")
 
 
 def scene_index(index: SceneIndex, scenes: int, device: torch.device | str = "cpu") -> slice | Tensor:
-    """A scene index as a slice with positive step or a tensor of scene numbers.
-
-    Raises:
-        IndexError: a scene number out of range, or a mask of another length.
-        TypeError: an index of another type.
-    """
+    """A scene index as a slice with positive step or a tensor of scene numbers."""
     if isinstance(index, slice):
         steps = range(*index.indices(scenes))
         return index if steps.step > 0 else torch.tensor(list(steps), dtype=torch.int64, device=device)
@@ -546,21 +530,15 @@ def check_shapes(recording: Recording, *, single: bool = False) -> None:
 
 def _check_same(first: Recording, other: Recording, name: str) -> None:
     """Refuse to join recordings that differ in more than their scenes."""
-    for field in ("elements", "pose"):
+    for field in ("elements", "pose", "frequencies"):
         one, two = getattr(first, field), getattr(other, field)
         if (one is None) != (two is None) or (one is not None and not torch.equal(one, two)):
             raise InputError(f"{name}.{field}", f"must equal {field} of recordings[0]")
-    for field in ("wave", "pattern_exponent", "symbols"):
+    for field in ("wave", "pattern_exponent", "symbols", "wavelength"):
         one, two = getattr(first, field), getattr(other, field)
         if one != two:
             raise InputError(f"{name}.{field}", f"must be {one!r} as in recordings[0]; got {two!r}")
-    if first.wavelength != other.wavelength:
-        raise InputError(
-            f"{name}.wavelength",
-            f"must be {first.wavelength:g} m as in recordings[0]; got {other.wavelength:g}",
-        )
-    if first.panel.frequencies != other.panel.frequencies:
-        raise InputError(f"{name}.frequencies", "must equal frequencies of recordings[0]")
+
     one, two = list(first.snapshots.shape[1:]), list(other.snapshots.shape[1:])
     if one != two:
         raise InputError(f"{name}.snapshots", f"must have [L, M] = {one} as in recordings[0]; got {two}")

@@ -122,12 +122,7 @@ class Description(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Full shape of an array and its scene axis.
-
-    Args:
-        shape: with every axis of the layout, [S, ...] or without S where all scenes share it.
-        scene_axis: the axis of the stored array along which scenes are counted; none where they share it.
-    """
+    """Full shape of an array, and the axis of the stored one that counts scenes; none if all share it."""
 
     shape: tuple[int, ...]
     scene_axis: int | None
@@ -135,16 +130,7 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """Sizes of a recording, and the placement of each field.
-
-    Args:
-        scenes: S.
-        snapshots: L.
-        antennas: M.
-        size: elements of the panel, N.
-        sources_max: K_max; none without truth.
-        placements: by field name.
-    """
+    """Sizes of a recording, S, L, M, N and K_max (none without truth), and the placement of each field."""
 
     scenes: int
     snapshots: int
@@ -163,13 +149,8 @@ def check_structure(
 ) -> Structure:
     """Check that fields are present and consistent, and derive the sizes.
 
-    Args:
-        found: shape and type of each field that is present.
-        matlab: accept MATLAB's shapes: trailing axes of length 1 removed, vectors as rows or columns.
-        single: the snapshots were given as one scene [L, M]; error messages omit the scene axis.
-
-    Raises:
-        InputError: a field is missing, of another type or shape, or disagrees with the others in size.
+    ``matlab`` accepts MATLAB's shapes: trailing axes of length 1 removed, vectors as rows or columns.
+    ``single``: the snapshots were given as one scene [L, M]; error messages omit the scene axis.
     """
     fields = fields_of(found)
     for name in ("elements", "snapshots"):
@@ -384,11 +365,7 @@ _POSE_TOLERANCE = 1e-6
 
 
 def check_panel(panel: Panel) -> None:
-    """Refuse element spacings that suggest a wrong unit of the positions or of the wavelength.
-
-    Raises:
-        InputError: least spacing below 1/100 or above 10 wavelengths, or an extent above 10^6 wavelengths.
-    """
+    """Refuse element spacings that suggest a wrong unit of the positions or of the wavelength."""
     if panel.size < 2:
         return
     extent = float((panel.elements.amax(-2) - panel.elements.amin(-2)).max()) / panel.wavelength
@@ -411,13 +388,7 @@ def check_panel(panel: Panel) -> None:
 def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_scene: int = 0) -> None:
     """Check that values are finite, of positive power and physically possible.
 
-    Args:
-        values: fields of a recording by name, of consistent shapes.
-        truth: sources, if known.
-        first_scene: number of the first scene in error messages.
-
-    Raises:
-        InputError: naming the field, and the scene where there is one.
+    Error messages count scenes from ``first_scene``.
     """
     fields = fields_of(values)
     for name in (
@@ -472,11 +443,7 @@ def _check_noise_level(values: Mapping[str, Tensor], first_scene: int) -> None:
 
 
 def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
-    """Check that subcarriers are near the frequency of the wavelength, and not offsets or in another unit.
-
-    Raises:
-        InputError: a positive frequency is more than ten times off.
-    """
+    """Check that subcarriers are near the frequency of the wavelength, and not offsets or in another unit."""
     ratio = frequencies.double() * wavelength / SPEED_OF_LIGHT
     if not ((ratio > 0) & ((ratio < 0.1) | (ratio > 10))).any():
         return
@@ -491,18 +458,13 @@ def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
     )
 
 
-def check_symbols(symbols: SymbolModel, pilots: Tensor | None) -> None:
-    """Check that the model of the symbols and the pilots go together.
-
-    Raises:
-        InputError: another model, known symbols without pilots, or pilots of symbols that are not known.
-    """
+def check_symbols(symbols: SymbolModel, *, has_pilots: bool) -> None:
+    """Check that the model of the symbols and the pilots go together."""
     if symbols not in get_args(SymbolModel):
         raise InputError("symbols", f"must be one of {', '.join(get_args(SymbolModel))}; got {symbols!r}")
-    if symbols == "known" and pilots is None:
-        raise InputError("pilots", "missing; symbols = known needs the pilots, complex [L, K] or [S, L, K]")
-    if symbols != "known" and pilots is not None:
-        raise InputError("symbols", f"must be known where pilots are given; got {symbols!r}")
+    if (symbols == "known") != has_pilots:
+        missing = "pilots" if symbols == "known" else "symbols"
+        raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")
 
 
 def _check_covariance(value: Tensor, first_scene: int) -> None:
@@ -526,16 +488,7 @@ def _check_covariance(value: Tensor, first_scene: int) -> None:
 
 
 def check_pose(pose: Tensor, *, field: str = "pose") -> None:
-    """Check that a matrix is a rigid transform.
-
-    Args:
-        pose: [4, 4].
-        field: name for error messages.
-
-    Raises:
-        InputError: another shape, values that are not finite, a last row other than 0 0 0 1, or a rotation
-            block that is not orthonormal with determinant +1 (to 1e-6).
-    """
+    """Check that [4, 4] values are a rigid transform: a rotation (to 1e-6) and a last row of 0 0 0 1."""
     if tuple(pose.shape) != (4, 4):
         raise InputError(field, f"must be a homogeneous transform of shape [4, 4]; got {list(pose.shape)}")
     if not torch.isfinite(pose).all():

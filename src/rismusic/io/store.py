@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,10 +39,6 @@ class Store(ABC):
     """Whether trailing axes of length 1 may be missing, and vectors may be rows or columns."""
 
     @abstractmethod
-    def __init__(self, path: Path) -> None:
-        """Open a file for reading."""
-
-    @abstractmethod
     def names(self) -> set[str]:
         """Names of everything in the file, in the spelling of :mod:`~rismusic.io.schema`."""
 
@@ -62,10 +57,6 @@ class Store(ABC):
 
 class Sink(ABC):
     """A file under construction: arrays are created at full size, then written in blocks of scenes."""
-
-    @abstractmethod
-    def __init__(self, path: Path) -> None:
-        """Start a file."""
 
     @abstractmethod
     def attribute(self, name: str, value: str | float) -> None:

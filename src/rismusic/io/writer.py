@@ -6,11 +6,10 @@ import contextlib
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
 from rismusic.io.recording import Recording, check_shapes, tensors, validate
 from rismusic.io.schema import FIELDS, FORMAT, Field, check_values, fields_of
-from rismusic.io.store import Array, Sink, reason
+from rismusic.io.store import Array, Sink, StoredArray, reason
 from rismusic.partial import PartialFile
 
 MatVersion = Literal["5", "7.3"]
@@ -100,19 +99,21 @@ class RecordingWriter:
         # What is on the disk is what the progress says, whenever Ctrl-C comes.
         with nullcontext() if self._partial is None else interrupts_held():
             with self._on_disk():
-                for name, value in values.items():
-                    if fields_of(values)[name].per_scene(value.ndim):
-                        self._sink.write(name, self._written, value.numpy())
+                for name in _per_scene(values):
+                    self._sink.write(name, self._written, values[name].numpy())
             if self._partial is not None:
-                self._keep(values, self._partial)
+                assert isinstance(self._sink, PartialHdf5Sink)
+                with self._on_disk():
+                    self._sink.flush()
+                self._hash({name: value.numpy() for name, value in values.items()})
+                scenes = self._written + len(block)
+                self._partial.keep(scenes=scenes, digest=self._digest.hexdigest())
             self._written += len(block)
 
     def __enter__(self) -> RecordingWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._abort()
             return
@@ -129,29 +130,15 @@ class RecordingWriter:
                 self._output.commit()
                 self._output.discard()
 
-    def _keep(self, values: Mapping[str, Tensor], partial: PartialFile) -> None:
-        """Put a block on the disk, and then that it is complete."""
-        assert isinstance(self._sink, PartialHdf5Sink)
-        with self._on_disk():
-            self._sink.flush()
-        self._hash({name: value.numpy() for name, value in values.items()})
-        scenes = self._written + len(values["snapshots"])
-        partial.keep(scenes=scenes, digest=self._digest.hexdigest())
-
     def _read_part(self, partial: PartialFile) -> None:
-        """Check what an earlier run has written, and take its first scene and its shared fields from it.
-
-        Raises:
-            InputError: it has changed.
-        """
+        """Check what an earlier run has written, and take its first scene and its shared fields from it."""
         try:
             store = Hdf5Store(partial.part)
         except InputError:
             raise partial.changed() from None
         try:
             arrays = {name: store.array(name) for name in store.names() & FIELDS.keys()}
-            kinds = fields_of(arrays)
-            per_scene = {name for name, found in arrays.items() if kinds[name].per_scene(len(found.shape))}
+            per_scene = _per_scene(arrays)
             for start in range(0, partial.scenes, _BLOCK_SCENES):
                 scenes = slice(start, min(start + _BLOCK_SCENES, partial.scenes))
                 block = {
@@ -174,8 +161,7 @@ class RecordingWriter:
 
     def _hash(self, block: Mapping[str, Array]) -> None:
         """Continue the digest by the scenes of a block, one by one; before the first one, shared fields."""
-        kinds = fields_of(block)
-        names = [name for name in sorted(block) if kinds[name].per_scene(block[name].ndim)]
+        names = sorted(_per_scene(block))
         if not self._written:
             for name in sorted(block.keys() - set(names)):
                 self._digest.update(np.ascontiguousarray(block[name]).data)
@@ -192,7 +178,7 @@ class RecordingWriter:
             for name, attribute in attributes.items():
                 self._sink.attribute(name, attribute)
             for name, value in values.items():
-                per_scene = fields_of(values)[name].per_scene(value.ndim)
+                per_scene = name in _per_scene(values)
                 shape = (self.scenes, *value.shape[1:]) if per_scene else tuple(value.shape)
                 array = value.numpy()
                 self._sink.create(name, shape, array.dtype)
@@ -202,16 +188,10 @@ class RecordingWriter:
                 self._first[name] = value[:1].clone() if per_scene else value
 
     def _check_space(self, values: dict[str, Tensor]) -> None:
-        """Refuse a file that is larger than the free space of the disk.
-
-        Raises:
-            InputError: there is not enough space.
-        """
+        """Refuse a file that is larger than the free space of the disk."""
+        scenes = dict.fromkeys(_per_scene(values), self.scenes)
         needed = sum(
-            value.nbytes // len(value) * self.scenes
-            if fields_of(values)[name].per_scene(value.ndim)
-            else value.nbytes
-            for name, value in values.items()
+            value.nbytes // len(value) * scenes.get(name, len(value)) for name, value in values.items()
         )
         with self._on_disk():
             free = shutil.disk_usage(self.path.parent).free
@@ -289,6 +269,12 @@ def write(
             writer.append(recording[start : start + _BLOCK_SCENES])
 
 
+def _per_scene(arrays: Mapping[str, Tensor] | Mapping[str, StoredArray]) -> list[str]:
+    """Names of the arrays that have a scene axis."""
+    kinds = fields_of(arrays)
+    return [name for name, array in arrays.items() if kinds[name].per_scene(len(array.shape))]
+
+
 def _attributes(recording: Recording) -> dict[str, str | float]:
     """The attributes of the file of a recording, beside its arrays."""
     return {
@@ -300,8 +286,8 @@ def _attributes(recording: Recording) -> dict[str, str | float]:
     }
 
 
-def _sink(path: Path, mat_version: str) -> type[Sink]:
-    sinks: dict[str, type[Sink]] = {"5": Mat5Sink, "7.3": Mat73Sink}
+def _sink(path: Path, mat_version: str) -> Callable[[Path], Sink]:
+    sinks: dict[str, Callable[[Path], Sink]] = {"5": Mat5Sink, "7.3": Mat73Sink}
     if mat_version not in sinks:
         raise InputError("mat_version", f'must be "5" or "7.3"; got {mat_version!r}')
     sinks |= {".h5": Hdf5Sink, ".npz": NpzSink, ".mat": sinks[mat_version]}

@@ -43,17 +43,11 @@ class State:
 
     Args:
         begun: whether the checks before the first step are done.
-        epoch: current epoch, from 0.
         step: optimizer steps done in this epoch, including skipped ones.
         skipped: steps skipped because of non-finite gradients, in all epochs.
         clipped: steps of this epoch whose gradient was clipped.
-        validation: validation loss of the last epoch.
-        best: lowest validation loss so far.
         best_epoch: its epoch, or -1.
         sums: sum of each logged number over the steps of this epoch.
-        stopped: whether the training is finished.
-        scaler: state of the gradient scaler.
-        log_bytes: length of the log.
     """
 
     # Strict, because it is read from a file.
@@ -85,16 +79,9 @@ class _Checkpoint(_Version):
 
 
 def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: dict[str, Tensor]) -> None:
-    """Write a checkpoint and remove the previous one.
+    """Write a checkpoint and remove the previous one, which is kept if the disk is full.
 
-    Args:
-        run: the run folder.
-        settings: written to ``state.json``, to detect settings that were changed before resuming.
-        state: written to ``state.json``.
-        tensors: written to their own file.
-
-    Raises:
-        InputError: the disk is full or not writable; the previous checkpoint is kept.
+    The settings are stored to detect ones that were changed before resuming.
     """
     name = _tensor_file(state)
     write_tensors(run.folder / name, tensors, {"format": _CHECKPOINT})
@@ -113,12 +100,7 @@ def save_checkpoint(run: RunFolder, settings: TrainSpec, state: State, tensors: 
 
 
 def load_checkpoint(run: RunFolder) -> tuple[State, dict[str, Tensor]] | None:
-    """The checkpoint of a run folder, or none before the first one.
-
-    Raises:
-        InputError: the checkpoint is damaged or incomplete, or was written by another version or with other
-            settings.
-    """
+    """The checkpoint of a run folder, or none before the first one."""
     path = run.folder / STATE
     if not path.exists():
         if any(file.name != _tensor_file(State()) for file in run.folder.glob("state-*.safetensors")):
@@ -164,7 +146,6 @@ _LARGEST_TENSORS, _LARGEST_HEADER = 2**32, 2**22
 
 
 def _tensor_file(state: State) -> str:
-    """Name of the tensor file."""
     return f"state-{state.epoch:04d}-{state.step:07d}.safetensors"
 
 
@@ -185,11 +166,7 @@ def _check_settings(run: RunFolder, begun_with: dict[str, object]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors to a safetensors file atomically.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
+    """Write tensors to a safetensors file atomically."""
     data = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     with replace_file(path, overwrite=True) as temporary:
         temporary.write_bytes(data)
@@ -199,10 +176,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     The header is checked before the tensors are built: its size, and the types and the names in it.
-
-    Raises:
-        InputError: the file is missing or truncated, is not a safetensors file, is larger than 4 GiB, or has
-            tensors of unusual types.
     """
     # The header first, so that a large file of another kind is not read as a whole.
     head = read_beginning(path, 8 + _LARGEST_HEADER)
@@ -262,19 +235,7 @@ def save_network(
     card: WeightsCard | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the weights of a network with its sizes, panel and grid.
-
-    Args:
-        path: the file; replaced if it exists.
-        network: the network.
-        weights: weights by parameter name; by default those of the network.
-        training: the training settings.
-        card: the card.
-        notes: further metadata.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
+    """Write the weights of a network, or others by parameter name, with its sizes, panel and grid."""
     panel, volume = network.grid.panel, network.grid.volume
     if weights is None:
         weights = {name: value.detach() for name, value in network.named_parameters()}
@@ -320,20 +281,7 @@ def read_network(
     device: torch.device | str = "cpu",
     wave: Wave = "spherical",
 ) -> tuple[GridNetwork, dict[str, str]]:
-    """Load a network, with its panel and grid, from a weights file.
-
-    Args:
-        weights: ``ideal``, ``robust``, or a file of :func:`save_network`.
-        panel: the panel it must be for; by default any.
-        device: device of the network.
-        wave: form of the wave in the statistics that the network is given.
-
-    Returns:
-        The network and the metadata of the file.
-
-    Raises:
-        InputError: not a weights file of this package, a damaged one, or one for another panel.
-    """
+    """Load a network, for a form of the wave, with the metadata of its file; see :func:`load_network`."""
     path = weights_path(weights)
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _WEIGHTS or _ELEMENTS not in tensors:
@@ -371,11 +319,7 @@ class _Geometry(Record):
 def _described(
     source: str, elements: Tensor, metadata: Mapping[str, str]
 ) -> tuple[NetworkSpec, Panel, Volume]:
-    """The settings, panel and volume that the metadata describe.
-
-    Raises:
-        InputError: they are incomplete or impossible, or the network is not registered.
-    """
+    """The settings, panel and volume that the metadata describe."""
     try:
         sizes = parse_record(_Sizes, metadata["network"], source, "a weights file").model_dump()
         if (kind := sizes.get("kind", "sbl_unrolled")) not in NETWORKS:
@@ -407,11 +351,7 @@ def _described(
 
 
 def _check_size(source: str, spec: NetworkSpec, grid: SearchGrid, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse sizes of a network that the tensors of the file cannot have, before it is built.
-
-    Raises:
-        InputError: a network that is larger than the tensors, or a grid that is too large.
-    """
+    """Refuse sizes of a network that the tensors of the file cannot have, before it is built."""
     if len(grid) * grid.panel.size > _LARGEST_GRID:
         raise InputError(
             source, f"{len(grid)} grid points with {grid.panel.size} elements are too many for a network"
@@ -438,16 +378,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def restore(source: str, network: GridNetwork, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights into a network.
-
-    Args:
-        source: the file, for error messages.
-        network: the network.
-        weights: weights by parameter name.
-
-    Raises:
-        InputError: weights of another network, or non-finite ones.
-    """
+    """Copy weights into a network."""
     own = dict(network.named_parameters())
     for name in own.keys() | weights.keys():
         expected, given = (list(part[name].shape) if name in part else "absent" for part in (own, weights))
@@ -461,16 +392,7 @@ def restore(source: str, network: GridNetwork, weights: Mapping[str, Tensor]) ->
 
 
 def check_panel(source: str, own: Panel, panel: Panel) -> None:
-    """Check that weights are for a panel.
-
-    Args:
-        source: the file, for error messages.
-        own: panel of the weights.
-        panel: panel to use.
-
-    Raises:
-        InputError: the wavelength, the number of elements or their positions differ.
-    """
+    """Check that weights are for a panel."""
     if own.size == panel.size and abs(own.wavelength - panel.wavelength) > _SAME * own.wavelength:
         raise InputError(
             source,

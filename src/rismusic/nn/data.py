@@ -40,11 +40,6 @@ def beta_at(spec: ScheduleSpec, epoch: int, seed: int) -> float:
 
     with the jitter J and :math:`U_e` uniform on (0, 1), a function of seed and epoch. The result is clipped
     to [0, 1].
-
-    Args:
-        spec: beta, its ramp and jitter, and the number of epochs E.
-        epoch: e, from 0.
-        seed: seed of the training.
     """
     _check_epoch(spec, epoch)
     ramp = _ramp(spec)
@@ -63,11 +58,6 @@ def learning_rate_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
     with :math:`w = \max(1, \mathrm{round}(\mathrm{warm\_up} \cdot n))`. The first step, i = 0, has the factor
     1 / w, not 0; the last, i = n - 1, the floor :math:`f_\infty`. i counts optimizer steps, not batches or
     epochs, like the argument of the function of ``LambdaLR``.
-
-    Args:
-        spec: warm-up and floor.
-        step: i, from 0.
-        steps: n, number of optimizer steps of the whole training.
     """
     if steps < 1 or step < 0:
         raise InputError("step", f"must be at least 0, of at least 1 step; got step {step} of {steps}")
@@ -85,12 +75,6 @@ def weights_at(loss: LossSpec, spec: ScheduleSpec, epoch: int, beta: float) -> d
     peak contrast rise linearly between the two values of the spec. If beta is at least 0.999, the loss of
     R_pred has at least a fifth of the weight of that of R_blend. With a curriculum, the range loss is off in
     the first stage, and the angle loss has a tenth of its weight in the second.
-
-    Args:
-        loss: the base weights.
-        spec: the phases.
-        epoch: from 0.
-        beta: value in the same epoch.
     """
     _check_epoch(spec, epoch)
     weights = dict(loss.weights)
@@ -133,12 +117,7 @@ _PROBE_SCENES = 16
 
 
 class TrainingScenes:
-    """Batches for training and validation, simulated on demand.
-
-    Args:
-        spec: system, batch sizes, seed.
-        group: the processes and the device.
-    """
+    """Batches for training and validation, simulated on demand."""
 
     def __init__(self, spec: TrainSpec, group: ProcessGroup | None = None) -> None:
         self.spec, self.group = spec, group or ProcessGroup()
@@ -212,11 +191,7 @@ def channel_dropout(spec: NetworkSpec, draws: Draws) -> Float[Tensor, "S T B 2 W
     Neighbouring cells of a feature map are strongly correlated, so whole channels are dropped (Tompson et
     al., "Efficient object localization using convolutional networks", CVPR 2015), on the residual branches
     (Vaswani et al., "Attention is all you need", NeurIPS 2017). The mean is 1, so inference needs no scaling.
-
-    Args:
-        spec: T stages of B blocks of W channels, and the dropout probability p. Row 0 of each block is for
-            its feed-forward branch, row 1 for its attention, if it has one.
-        draws: random numbers, one row for each of S scenes.
+    Row 0 of each block is for its feed-forward branch, row 1 for its attention, if it has one.
     """
     uniform = draws.uniform(Stream.DROPOUT, spec.stages, spec.depth, 2, spec.width)
     return (uniform >= spec.dropout).to(uniform.dtype) / (1 - spec.dropout)

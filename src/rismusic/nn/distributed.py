@@ -19,10 +19,7 @@ from rismusic.errors import InputError
 class ProcessGroup:
     """The rank of this process, the number of processes, and the device.
 
-    Args:
-        rank: from 0. Rank 0, the main process, writes files and messages.
-        world_size: number of processes.
-        device: device of this process.
+    Rank 0, the main process, writes files and messages.
     """
 
     rank: int = 0
@@ -35,15 +32,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
-        """Average the gradients and ``numbers`` over all processes with one all-reduce.
-
-        Args:
-            parameters: their gradients are changed in place.
-            numbers: values to average as well.
-
-        Returns:
-            The averaged numbers.
-        """
+        """Average the gradients, in place, and ``numbers`` over all processes with one all-reduce."""
         if self.world_size == 1:
             return numbers
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -64,11 +53,7 @@ class ProcessGroup:
 
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """Raise an :class:`InputError` of the main process in all processes.
-
-        Raises:
-            InputError: that of the main process.
-        """
+        """Raise an :class:`InputError` of the main process in all processes."""
         errors: list[InputError | None] = [None]
         try:
             yield
@@ -91,12 +76,8 @@ class ProcessGroup:
 def process_group(device: torch.device | str | None = None) -> Iterator[ProcessGroup]:
     """The process group that ``torchrun`` started, or a group of this process alone.
 
-    Args:
-        device: device of a single process; by default a GPU if there is one. Under ``torchrun`` each process
-            uses the GPU of its local rank, or the CPU if that is requested or there is no GPU.
-
-    Raises:
-        InputError: a device that does not exist.
+    A single process uses ``device``, by default a GPU if there is one. Under ``torchrun`` each process uses
+    the GPU of its local rank, or the CPU if that is requested or there is no GPU.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     own = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))

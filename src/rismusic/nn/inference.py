@@ -18,7 +18,7 @@ are located without the network, with a warning.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,12 +48,7 @@ _CACHED = 4
 
 @dataclass(frozen=True, eq=False)
 class LoadedNetwork:
-    """A network and the card of its weights.
-
-    Args:
-        network: the network.
-        card: the card.
-    """
+    """A network and the card of its weights."""
 
     network: GridNetwork
     card: WeightsCard
@@ -62,17 +57,7 @@ class LoadedNetwork:
     def load(
         cls, weights: str, device: torch.device, *, untrained: bool = False, wave: Wave = "spherical"
     ) -> LoadedNetwork:
-        """Load a network, from a cache if possible.
-
-        Args:
-            weights: ``ideal``, ``robust`` or a file.
-            device: device of the network.
-            untrained: whether to replace the weights by random initial ones.
-            wave: form of the wave in the statistics that the network is given.
-
-        Raises:
-            InputError: the file is missing or no weights file.
-        """
+        """Load a network, from a cache if possible; if ``untrained``, with random initial weights."""
         path = weights_path(weights)
         try:
             state = path.stat()
@@ -107,10 +92,8 @@ _NEIGHBOURHOOD = 3
 class SpatialPrior:
     """Spatial prior from the heat maps of S scenes, for :func:`~rismusic.estimation.relax.relax_sweeps`.
 
-    Args:
-        near: share of the sources in the neighbourhood of each grid point, [S, X, Y, Z].
-        grid: grid of the map, for the wavelength of the network.
-        scale: wavelength of the network over that of the recording.
+    ``near`` is the share of the sources around each grid point, ``scale`` the wavelength of the network, for
+    which the grid is, over that of the recording.
     """
 
     near: Float[Tensor, "S X Y Z"]
@@ -157,7 +140,6 @@ class NetworkOutput:
         spatial_prior: log probability of source positions, from the heat map.
         log_count: [S, K_max + 1] logarithm of the probability of each number of sources.
         snr_db: [S] SNR of the scenes, with the recorded or estimated noise variance.
-        card: card of the weights.
     """
 
     recording: Recording
@@ -179,12 +161,6 @@ class NetworkOutput:
 
         Lengths are scaled to the wavelength of the network and back, since the problem only depends on
         lengths in wavelengths.
-
-        Args:
-            loaded: the network.
-            recording: S scenes.
-            noise_variance: recorded or estimated sigma^2 of each scene.
-            spec: the settings.
         """
         network = loaded.network
         scale = network.grid.panel.wavelength / recording.wavelength
@@ -223,17 +199,8 @@ class NetworkOutput:
         recording = self.recording[scenes]
         if recording is self.recording:
             return self
-        return replace(
-            self,
-            recording=recording,
-            blend=self.blend[scenes],
-            network_sources=self.network_sources[scenes],
-            candidates=self.candidates[scenes],
-            candidate_fields=self.candidate_fields[scenes],
-            spatial_prior=self.spatial_prior[scenes],
-            log_count=self.log_count[scenes],
-            snr_db=self.snr_db[scenes],
-        )
+        others = {field.name for field in fields(self)} - {"recording", "card"}
+        return replace(self, recording=recording, **{name: getattr(self, name)[scenes] for name in others})
 
 
 def _share(projected: BackProjection, card: WeightsCard, spec: LocateSpec) -> Float[Tensor, "S"] | float:
@@ -256,13 +223,7 @@ _SAME = 1e-6
 
 
 def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpec) -> str | None:
-    """Why the network does not apply to a panel, link, search volume or number of sources; none if it does.
-
-    Args:
-        loaded: the network.
-        recording: the scenes.
-        spec: the settings.
-    """
+    """Why the network does not apply to panel, link, search volume or number of sources; none if it does."""
     own, system = loaded.network.grid, loaded.card.system
     if (panel := other_panel(own.panel, recording.panel)) is not None:
         return f"they are for another panel, {panel}"
@@ -297,13 +258,7 @@ def system_mismatch(loaded: LoadedNetwork, recording: Recording, spec: LocateSpe
 def scene_mismatches(
     loaded: LoadedNetwork, snr_db: Float[Tensor, "S"], count: Int64[Tensor, "S"] | None
 ) -> dict[int, str]:
-    """Scenes, by index, to which the network does not apply because of their content, and why.
-
-    Args:
-        loaded: the network.
-        snr_db: of S scenes.
-        count: K of each scene, if known.
-    """
+    """Scenes, by index, to which the network does not apply because of their content, and why."""
     reasons = {}
     most, (_, highest) = loaded.card.sources_max, limits(loaded.card.system.snr_db)
     for scene in (snr_db > highest + _MARGIN_DB).nonzero()[:, 0].tolist():

@@ -73,15 +73,7 @@ GROUPS = ("backbone", "head")
 
 
 class Learner:
-    """Network, optimizer, moving average of the weights, and learning rate schedule.
-
-    Args:
-        spec: all settings.
-        group: the processes and the device.
-
-    Raises:
-        InputError: the batch size is not a multiple of the number of processes.
-    """
+    """Network, optimizer, moving average of the weights, and learning rate schedule."""
 
     def __init__(self, spec: TrainSpec, group: ProcessGroup | None = None) -> None:
         self.spec, self.group = spec, group or ProcessGroup()
@@ -135,14 +127,8 @@ class Learner:
     ) -> dict[str, Tensor]:
         """One optimizer step on ``spec.accumulation`` batches, without synchronising with the device.
 
-        Args:
-            recordings: the batches.
-            beta: share of R_samp in R_blend.
-            weights: weights of the losses.
-
-        Returns:
-            On the device: ``loss`` and its terms (means over the scenes of all processes), gradient norms,
-            whether the step was ``taken`` and the gradient ``clipped``, and the learning rate factor.
+        Returned, on the device, are ``loss`` and its terms (means over the scenes of all processes), gradient
+        norms, whether the step was ``taken`` and the gradient ``clipped``, and the learning rate factor.
         """
         spec, parameters = self.spec, list(self.weights.values())
         self.optimizer.zero_grad(set_to_none=True)
@@ -209,11 +195,7 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the tensors that :meth:`tensors` returned.
-
-        Raises:
-            InputError: tensors of another network.
-        """
+        """Restore the tensors that :meth:`tensors` returned."""
         optimizer = {}
         for name, value in sorted(tensors.items()):
             kind, _, key = name.partition("/")

@@ -40,10 +40,6 @@ def inner(first: Covariance, second: Covariance) -> Float[Tensor, "*batch"]:
     With :math:`R = F F^H + \epsilon I` and :math:`T = G G^H + \eta I`,
 
     .. math:: \mathrm{tr}(R T) = |F^H G|_F^2 + \eta |F|_F^2 + \epsilon |G|_F^2 + N \epsilon \eta.
-
-    Args:
-        first: R, of N elements.
-        second: T, of N elements.
     """
     both = _overlap(first.factor, second.factor)
     mixed = second.loading * _total(first.factor) + first.loading * _total(second.factor)
@@ -65,12 +61,8 @@ def covariance_error(covariance: Covariance, target: Covariance) -> Float[Tensor
     .. math:: |\mathrm{off}(R - T)|_F^2 = |F^H F|_F^2 - 2 |F^H G|_F^2 + |G^H G|_F^2
         - |\mathrm{diag}(F F^H - G G^H)|^2.
 
-    Args:
-        covariance: R, of N elements; with a gradient.
-        target: T, conditioned like R.
-
-    Returns:
-        [...], 0 for R = T (up to rounding, about 1e-7 in float32), at least 1/2 for orthogonal ones.
+    T is conditioned like R. The error is 0 for R = T (up to rounding, about 1e-7 in float32) and at least 1/2
+    for orthogonal ones.
     """
     R, T = covariance.normalised(), target.normalised()
     F, G = R.factor, T.factor
@@ -102,13 +94,8 @@ def steering_basis(steering: Complex[Tensor, "*batch N K"]) -> Complex[Tensor, "
     r"""Q with :math:`Q Q^H = P = A (A^H A + \epsilon I)^{-1} A^H`, the projector onto the true sources.
 
     :math:`Q = A C^{-H}`, C the Cholesky factor of :math:`A^H A + \epsilon I`, :math:`\epsilon` = 1e-9, in
-    double precision. No gradient flows through it.
-
-    Args:
-        steering: A, columns of unit norm, zero where there is no source.
-
-    Returns:
-        Q, zero where there is no source.
+    double precision. No gradient flows through it. Columns of A have unit norm; those of A and Q are zero
+    where there is no source.
     """
     A = steering.to(torch.complex128)
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
@@ -127,14 +114,8 @@ def subspace_leakage(covariance: Covariance, basis: Complex[Tensor, "*batch N K"
     .. math:: |P_\perp R P_\perp|_F^2 = |F_\perp^H F_\perp|_F^2 + 2 \epsilon |F_\perp|_F^2
         + \epsilon^2 (N - \mathrm{tr}\, Q Q^H).
 
-    It projects onto true steering vectors, so no gradient passes through eigenvectors.
-
-    Args:
-        covariance: R, of N elements.
-        basis: Q of :func:`steering_basis`.
-
-    Returns:
-        [...], 0 to 1; 0 if R lies in the subspace, which needs a loading of 0.
+    It projects onto true steering vectors, so no gradient passes through eigenvectors. The share is 0 if R
+    lies in the subspace, which needs a loading of 0. Q is that of :func:`steering_basis`.
     """
     F, loading = covariance.factor, covariance.loading
     outside = F - basis @ (basis.mH @ F)
@@ -153,10 +134,7 @@ def eigenvalue_gap(covariance: Covariance, count: Int64[Tensor, "*batch"]) -> Fl
 
     They are the eigenvalues of the small matrix :math:`F^H F`; the loading shifts all equally and cancels.
     Unlike that of eigenvectors, the gradient of eigenvalues, :math:`u^H\,dR\,u`, is finite for repeated ones.
-
-    Args:
-        covariance: R.
-        count: K; 0 counts as 1.
+    K = 0 counts as 1.
     """
     F = covariance.normalised().factor
     gram = F.mH @ F if F.shape[-1] <= F.shape[-2] else F @ F.mH
@@ -182,16 +160,9 @@ def eigengap_hinge(
     .. math:: \frac{\max(0, \gamma - (\lambda_K(R) - \lambda_{K+1}(R)))}{\gamma + 10^{-6}}, \qquad
         \gamma = \min(m,\; \lambda_K(T) - \lambda_{K+1}(T)),
 
-    so that the margin does not exceed the true gap, which is small for close or many sources.
-
-    Args:
-        covariance: R.
-        target: T, conditioned like R.
-        count: K.
-        margin: m, relative to the trace.
-
-    Returns:
-        [...], 0 if the gap reaches the margin.
+    so that the margin does not exceed the true gap, which is small for close or many sources. T is
+    conditioned like R, and the margin m is relative to the trace. The loss is 0 if the gap reaches the
+    margin.
     """
     with torch.no_grad():
         gap = eigenvalue_gap(target, count).clamp_max(margin)
@@ -208,10 +179,6 @@ def mvdr_value(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) 
     V is that of :func:`rismusic.estimation.spectra.mvdr`,
     :meth:`Covariance.inverse_root <rismusic.covariance.Covariance.inverse_root>`. Its positive loading is not
     checked here, so that a GPU is not synchronised.
-
-    Args:
-        covariance: R, with a positive loading.
-        steering: vectors a.
     """
     projected = covariance.inverse_root().mH @ steering.to(torch.complex128)
     remainder = energy(steering).sum(-2).double() - energy(projected).sum(-2)
@@ -229,15 +196,8 @@ def peak_contrast(
     .. math:: \sum_c t_c \log \frac{t_c}{s_c},
 
     so that no more contrast is required than the true covariance has. Both covariances get a further loading
-    of 5 % of the trace, since R may be singular.
-
-    Args:
-        covariance: R.
-        target: T, conditioned like R.
-        around: steering vectors of the C cells around each of the K sources.
-
-    Returns:
-        [..., K], not negative; undefined where there is no source.
+    of 5 % of the trace, since R may be singular. T is conditioned like R. The loss is undefined where there
+    is no source.
     """
     shape = around.shape[-2:]
     vectors = around.flatten(-2)
@@ -263,13 +223,6 @@ def factor_coherence(
     with the columns a of A_ang and b of A_rng. Every covariance has a factor with orthogonal columns, its
     scaled eigenvectors, so this loss does not conflict with the covariance loss; it prevents the columns from
     collapsing onto each other.
-
-    Args:
-        angle_factor: A_ang.
-        range_factor: A_rng.
-
-    Returns:
-        [...], 0 to 1.
     """
     gram = _unit_gram(angle_factor, range_factor)
     half = angle_factor.shape[-1]
@@ -285,13 +238,6 @@ def cross_coherence(
     .. math:: \frac{2 \cdot 0.3\, |A_{ang}^H A_{rng}|_F^2}{(\mathrm{tr} R_{pred})^2},
 
     0 if the range factor is orthogonal to the angle factor.
-
-    Args:
-        angle_factor: A_ang.
-        range_factor: A_rng.
-
-    Returns:
-        [...], 0 to 1.
     """
     half = angle_factor.shape[-1]
     return 2 * energy(_unit_gram(angle_factor, range_factor)[..., :half, half:]).sum((-2, -1))
@@ -317,7 +263,6 @@ class Targets:
         true: R_true of trace 1, not conditioned.
         sample: R_samp of trace 1, not conditioned, computed from the snapshots as in inference.
         conditioning: loading and shrinkage of R_samp, applied to R_blend and R_true.
-        grid: the search grid.
     """
 
     truth: Sources
@@ -332,17 +277,7 @@ class Targets:
     def of(
         cls, recording: Recording, grid: SearchGrid, noise_variance: Float[Tensor, "S"] | None = None
     ) -> Targets:
-        """Targets from a recording with true sources.
-
-        Args:
-            recording: S scenes with truth, positions and powers.
-            grid: the search grid, on the recording's device.
-            noise_variance: sigma^2 of each scene; by default that of the recording, or an estimate if it has
-                none, as in inference.
-
-        Raises:
-            InputError: the recording has no truth, or no source powers.
-        """
+        """Targets from true sources and a noise variance, by default that of :func:`noise_of`."""
         if recording.truth is None:
             raise InputError("truth", "the recording has no true sources, which the losses need")
         if recording.truth.power is None:
@@ -410,18 +345,10 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
     .. math:: c_q(B) = \min\left( c_{q-1}(B),\; \min_{k \in B} c_{q-1}(B \setminus k) + \mathrm{cost}_{qk}
         \right),
 
-    and the choices are traced back from the full set (dynamic programming over subsets; Held and Karp,
-    J. SIAM 10 (1962)). It is exact like the Hungarian algorithm, batched, and does not synchronise with the
-    host: Q steps on tables of 2^K numbers per scene.
-
-    Args:
-        cost: cost of head q for source k; equal for all heads if source k is absent.
-
-    Returns:
-        [S, K] the head of each source.
-
-    Raises:
-        InputError: fewer heads than sources, or more than 10 sources.
+    and the choices are traced back from the full set (dynamic programming over subsets; Held and Karp, J.
+    SIAM 10 (1962)). It is exact like the Hungarian algorithm, batched, and does not synchronise with the
+    host: Q steps on tables of 2^K numbers per scene. The cost is equal for all heads where a source is
+    absent.
     """
     scenes, heads, most = cost.shape
     if most > heads:
@@ -453,11 +380,7 @@ def assign(cost: Float[Tensor, "S Q K"]) -> Int64[Tensor, "S K"]:
 class Matched:
     """Losses of each scene under the best assignment of heads to sources.
 
-    Args:
-        partner: [S, K] the head assigned to each source; an arbitrary unused one for absent sources.
-        angle: [S] angle loss, see :func:`match_heads`.
-        log_range: [S] loss of the log-range.
-        existence: [S] existence loss.
+    The partner of an absent source is an arbitrary unused head.
     """
 
     partner: Int64[Tensor, "S K"]
@@ -487,12 +410,7 @@ def match_heads(prediction: Prediction, truth: Sources, *, weights: tuple[float,
     .. math:: \sum_k \frac{w_a d^{angle}_{q_k k} + w_r d^{range}_{q_k k}}{K} - \frac{w_e\, e_{q_k}}{Q}
 
     which is the weighted sum of the three losses up to a constant, because softplus(-e) - softplus(e) = -e.
-    The loss is therefore continuous where the assignment changes.
-
-    Args:
-        prediction: Q heads.
-        truth: true sources, K_max at most Q.
-        weights: w_a, w_r, w_e.
+    The loss is therefore continuous where the assignment changes. The weights are w_a, w_r and w_e.
     """
     active = truth.active
     azimuth, elevation, distance = (value[:, None, :] for value in truth.filled())
@@ -543,15 +461,8 @@ def heat_map_target(truth: Sources, grid: SearchGrid, width: float = HEAT_MAP_WI
         \frac{e^{-(c_p - c_k)^2 / 2 w^2 \Delta_c^2}}{\sum_{c'} e^{-(c' - c_k)^2 / 2 w^2 \Delta_c^2}},
 
     with the grid step :math:`\Delta_c` of coordinate c and the lower sum over all points of that axis. Points
-    outside the volume get 0.
-
-    Args:
-        truth: true sources.
-        grid: P points.
-        width: w, in grid steps.
-
-    Returns:
-        [S, P], of sum 1; all 0 without a source in or near the volume.
+    outside the volume get 0. The target has sum 1, or is 0 without a source in or near the volume; w is the
+    width in grid steps.
     """
     azimuth, elevation, distance = truth.filled()
     spread = []
@@ -573,13 +484,7 @@ def heat_map_divergence(
 
     .. math:: \sum_p t_p \log \frac{t_p}{\mathrm{softmax}(z)_p}
 
-    Args:
-        logits: z.
-        target: t of :func:`heat_map_target`.
-        grid: P points; those not ``inside`` are ignored.
-
-    Returns:
-        [S], not negative; 0 if the softmax equals t, or if t is 0.
+    It is 0 if the softmax equals the target t of :func:`heat_map_target`, or if t is 0.
     """
     log_share = logits.masked_fill(~grid.inside, -torch.inf).log_softmax(-1)
     # 0 log 0 = 0, in the gradient too.
@@ -599,13 +504,7 @@ def count_divergence(
     .. math:: \sum_k t_k \log \frac{t_k}{\mathrm{softmax}(z)_k}, \qquad
         t_k = (1 - s)\, [k = K] + \frac{s}{K_{max} + 1}.
 
-    Args:
-        logits: z, of 0 .. K_max sources, C = K_max + 1.
-        count: K.
-        smoothing: s, 0 (hard labels) or more, below 1.
-
-    Returns:
-        [...], not negative; 0 if the softmax equals t.
+    The smoothing s is 0 (hard labels) or more, below 1.
     """
     numbers = torch.arange(logits.shape[-1], device=logits.device)
     t = (1 - smoothing) * (numbers == count[..., None]).to(logits.dtype) + smoothing / len(numbers)
@@ -619,13 +518,6 @@ def check_start(losses: Losses, prediction: Prediction) -> None:
     """Check that the total is finite and that every output of the network gets a gradient.
 
     Call it once, on the first batch, with the weights of the spec; it synchronises with the device.
-
-    Args:
-        losses: losses of ``prediction``; their graph is kept.
-        prediction: from the network.
-
-    Raises:
-        InputError: an output without a valid gradient.
     """
     if not torch.isfinite(losses.total):
         raise InputError("loss", f"the total must be finite; got {float(losses.total.detach()):g}")
@@ -664,9 +556,7 @@ class Losses:
     """The total loss and its terms, on the device.
 
     Args:
-        total: weighted sum of the terms, a scalar with a gradient.
         terms: mean over the scenes of each loss, unweighted; losses of weight 0 are left out.
-        weights: weights of the terms.
         oracle: values at R_pred = R_true of the terms that compare R_blend with R_true: the part that is due
             to R_samp and the loading. It is not a lower bound, since an R_pred that compensates errors of
             R_samp gets slightly below.
@@ -691,18 +581,8 @@ def total_loss(
 
     Covariance, subspace, eigengap and peak contrast compare R_blend with R_true, conditioned in the same way;
     ``covariance_predicted`` compares R_pred alone. A scene without sources has no R_true; it contributes to
-    the losses of count, existence, orthogonality and cross only.
-
-    Args:
-        prediction: of S scenes.
-        targets: of the same scenes.
-        spec: the weights.
-        beta: share of R_samp in R_blend.
-        weights: replace weights of ``spec``; see :func:`~rismusic.nn.data.weights_at`.
-        oracle: whether to compute the oracle values too.
-
-    Raises:
-        InputError: prediction and targets do not match, or a weight is invalid.
+    the losses of count, existence, orthogonality and cross only. ``weights`` replace those of ``spec``; see
+    :func:`~rismusic.nn.data.weights_at`.
     """
     weights = {**spec.weights, **(weights or {})}
     _check(prediction, targets, weights)
@@ -771,7 +651,6 @@ class _Structure:
 def _positions(
     prediction: Prediction, targets: Targets, used: Mapping[TermName, float]
 ) -> dict[TermName, Tensor]:
-    """The losses of the position heads."""
     weights = used.get("angle", 0.0), used.get("log_range", 0.0), used.get("existence", 0.0)
     if not any(weights):
         return {}

@@ -46,16 +46,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """A measured value with its limit.
+    """A measured value with its limit, and what a value outside the limit means.
 
-    Args:
-        name: the measured quantity.
-        value: its value.
-        threshold: its limit.
-        fine: whether the value is within the limit.
-        meaning: what a value outside the limit means, one sentence.
-        advice: what to do about it, one sentence; empty if the meaning says it.
-        where: the function or line to look at first, if known.
+    The advice is empty if the meaning says what to do; ``where`` is the function or line to look at first.
     """
 
     name: str
@@ -76,14 +69,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of one probe.
-
-    Args:
-        tag: LR, GRADPATH, GRAD, OPT, STEP, VAL, LOSS or BETA.
-        text: a short summary.
-        values: all measured numbers, by name.
-        findings: those with limits.
-    """
+    """The findings of one probe, with a short summary and all measured numbers by name."""
 
     tag: str
     text: str
@@ -126,12 +112,6 @@ def nonfinite_gradient_error(
     """The error after too many skipped steps, which names what is not finite.
 
     The scenes of the skipped step are simulated again and searched with :func:`find_nonfinite`.
-
-    Args:
-        learner: network and settings.
-        scenes: the training scenes.
-        record: log record of the skipped step.
-        skipped: number of skipped steps.
     """
     epoch, step = int(str(record["epoch"])), int(str(record["step"]))
     schedule = learner.spec.schedule
@@ -153,14 +133,7 @@ def nonfinite_gradient_error(
 
 
 def find_nonfinite(learner: Learner, recording: Recording, epoch: int, beta: float) -> list[str]:
-    """Names of what is not finite: the data, else the network's outputs, else losses or their gradients.
-
-    Args:
-        learner: network and settings.
-        recording: a batch.
-        epoch: epoch of the loss weights.
-        beta: share of R_samp.
-    """
+    """Names of what is not finite: the data, else the network's outputs, else losses or their gradients."""
     if bad := [f"{name} of the scenes" for name, fine in finite(recording).items() if not fine]:
         return bad
     prediction = learner.network(recording)
@@ -267,13 +240,9 @@ def copy_parameters(learner: Learner) -> dict[str, Tensor]:
 def parameter_updates(learner: Learner, before: Mapping[str, Tensor], rates: Mapping[str, float]) -> Report:
     """[OPT]: sizes of the parameter updates of a step.
 
-    Adam changes each value by about the learning rate, so the root mean square change is measured in units
-    of it.
-
-    Args:
-        learner: after the step.
-        before: :func:`copy_parameters` before the step.
-        rates: learning rate of each group in that step.
+    Adam changes each value by about the learning rate, so the root mean square change is measured in units of
+    it. ``before`` is the result of :func:`copy_parameters` before the step, ``rates`` the learning rate of
+    each group in it.
     """
     group_of = {
         id(parameter): str(group["name"])
@@ -411,12 +380,7 @@ MIN_DECREASE = 0.2
 
 @dataclass(frozen=True)
 class OverfitResult:
-    """Total loss of one batch at beta = 0 before and after a few steps.
-
-    Args:
-        before: loss before the steps.
-        after: loss after them.
-    """
+    """Total loss of one batch at beta = 0 before and after a few steps."""
 
     before: float
     after: float
@@ -443,12 +407,8 @@ def overfit_one_batch(
 ) -> OverfitResult:
     """Take a few steps on the first batch at the full learning rates, with beta rising from 0 to 0.3.
 
-    The loss is that of the current (not averaged) weights at beta = 0, with the weights of the settings.
-
-    Args:
-        spec: settings; the schedule is ignored.
-        steps: number of optimizer steps.
-        make: creates the learner and its scenes.
+    The loss is that of the current (not averaged) weights at beta = 0, with the weights of the settings. The
+    schedule of the settings is ignored.
     """
     constant = spec.schedule.replace(epochs=1, warm_up=0.0, learning_rate_floor=1.0, curriculum=False)
     spec = spec.replace(schedule=constant, accumulation=1, scenes_per_epoch=steps * spec.batch)
@@ -467,13 +427,8 @@ def overfit_one_batch(
 class TensorBoardLog:
     """Writes the numbers of the run log as TensorBoard events.
 
-    Args:
-        folder: run folder; the events go to its subfolder ``tensorboard``.
-        steps_per_epoch: optimizer steps per epoch.
-        begin: steps done before. Later events of an interrupted training are purged.
-
-    Raises:
-        InputError: TensorBoard is not installed, or the folder is not writable.
+    They go to the subfolder ``tensorboard`` of the run. Events of an interrupted training after the first
+    ``begin`` steps are purged.
     """
 
     def __init__(self, folder: Path, steps_per_epoch: int, begin: int = 0) -> None:
@@ -513,12 +468,7 @@ class TensorBoardLog:
 
 
 def plot_losses(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> Axes:
-    """Total training and validation loss over the epochs.
-
-    Args:
-        epochs: log lines of kind ``epoch``.
-        ax: axes to draw into; new ones by default.
-    """
+    """Total training and validation loss over the epochs."""
     curves = {
         "training": [line["training"].get("loss") for line in epochs],
         "validation": [line["validation"]["loss"] for line in epochs],
@@ -549,12 +499,7 @@ def plot_scores(epochs: Sequence[dict[str, Any]], *, ax: Axes | None = None) -> 
 
 
 def save_curves(run: RunFolder, log: Callable[[str], None]) -> None:
-    """Save the learning curves in the run folder. Without matplotlib, only log that there is no figure.
-
-    Args:
-        run: the run folder.
-        log: called with the message.
-    """
+    """Save the learning curves in the run folder. Without matplotlib, only log that there is no figure."""
     try:
         epochs: list[dict[str, Any]] = run.records("epoch")
         if not epochs:

@@ -152,11 +152,7 @@ def interpolated(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Azimuth, elevation and range of peaks: the mean of the map around each, and a shift.
 
-    Args:
-        grid: P points.
-        logits: the map.
-        index: flat places of the peaks.
-        shift: to be added, in steps of the grid.
+    ``index`` has the flat places of the peaks; the shift is in steps of the grid.
     """
     X, Y, Z = grid.shape
     around = torch.tensor(
@@ -197,12 +193,8 @@ class Linear(nn.Linear):
 class Block(nn.Module):
     """ConvNeXt block, with attention over all cells because distant sources compete to explain the data.
 
-    Liu et al., "A ConvNet for the 2020s" (CVPR 2022).
-
-    Args:
-        width: number of channels.
-        kernel: side length of the depthwise convolution, odd.
-        heads: attention heads; 0 for no attention.
+    Liu et al., "A ConvNet for the 2020s" (CVPR 2022). The kernel of the depthwise convolution is odd; without
+    heads there is no attention.
     """
 
     def __init__(self, width: int, kernel: int, *, heads: int) -> None:
@@ -252,13 +244,8 @@ class Attention(nn.Module):
 class Stage(nn.Module):
     """A convolutional network from input maps to features and a heat map.
 
-    Args:
-        maps: number of input channels.
-        width: number of feature channels.
-        depth: number of blocks; the last one has attention.
-        kernel: side length of the convolutions.
-        heads: attention heads.
-        planes: Z, number of heat map values per cell.
+    ``maps`` and ``width`` are the numbers of input and feature channels, ``planes`` is that of heat map
+    values per cell. The last block has attention.
     """
 
     precision: torch.dtype | None = None
@@ -320,14 +307,7 @@ def build_network(
 ) -> GridNetwork:
     """A network of the kind that the settings name, with initial weights.
 
-    Args:
-        spec: the settings.
-        grid: the search grid.
-        generator: generator of the initial weights; torch's default initialisation uses its seed.
-
-    Raises:
-        InputError: the registered class is no :class:`GridNetwork`, or does not support a setting; or the
-            grid has fewer points than the network has sources.
+    torch's default initialisation uses the seed of the generator.
     """
     points = int(grid.inside.sum())
     if points < spec.sources_max:
@@ -351,14 +331,10 @@ def build_network(
 
 
 class Network(GridNetwork):
-    r"""The default network, unrolled sparse Bayesian learning; see the module docstring.
+    """The default network, unrolled sparse Bayesian learning; see the module docstring.
 
     Its inputs are sums over snapshots of squared magnitudes, normalised to unit power, so the output does not
     depend on the order of the snapshots, a global phase, or the scale of y.
-
-    Args:
-        spec: sizes.
-        grid: the search grid, P = X Y Z points, whose panel is the one the network is for.
     """
 
     place: Tensor
@@ -409,12 +385,7 @@ class Network(GridNetwork):
         return [cast(Stage, stage) for stage in self.stages]
 
     def forward(self, recording: Recording, mask: Float[Tensor, "S T B 2 W"] | None = None) -> Prediction:
-        """Predict for S scenes.
-
-        Args:
-            recording: S scenes of the grid's panel; the noise variance may be missing.
-            mask: dropout mask of :func:`~rismusic.nn.data.channel_dropout`; no dropout if none.
-        """
+        """Predict for S scenes, with a mask of :func:`~rismusic.nn.data.channel_dropout` if given."""
         scenes, maps, power = self.initial_statistics(recording)
         return self.predict(scenes, maps, power, mask)
 

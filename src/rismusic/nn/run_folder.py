@@ -39,9 +39,8 @@ _BEGIN = b'{"kind": "'
 _WITHOUT_LOG = "without the file the training can be resumed, but its learning curves are lost"
 
 
-class StepRecord(Record):
-    """One optimizer step in the log, with the value of each loss."""
-
+class _Step(Record):
+    # The other numbers are the values of the losses.
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonNumber] = Field(init=False)
 
@@ -52,9 +51,7 @@ class StepRecord(Record):
     loss: JsonNumber = None
 
 
-class FindingRecord(Record):
-    """A finding of a probe in the log."""
-
+class _Finding(Record):
     name: str
     value: JsonNumber
     threshold: JsonNumber
@@ -63,49 +60,43 @@ class FindingRecord(Record):
     advice: str
 
 
-class ProbeRecord(Record):
-    """The report of a probe in the log, with its numbers."""
-
+class _Probe(Record):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonNumber] = Field(init=False)
 
     kind: Literal["probe"]
     tag: str
     epoch: Natural
-    findings: list[FindingRecord]
+    findings: list[_Finding]
 
 
-class ScoreRecord(Record):
+class _Score(Record):
     """What the curves show of a score."""
 
     recall: JsonNumber = None
     count_right: JsonNumber = None
 
 
-class ScoresRecord(Record):
+class _Scores(Record):
     """Scores of MUSIC on R_blend and on R_pred."""
 
-    blend: ScoreRecord = ScoreRecord()
-    predicted: ScoreRecord = ScoreRecord()
+    blend: _Score = _Score()
+    predicted: _Score = _Score()
 
 
-class ValidationRecord(Record):
-    """A validation in the log."""
-
+class _Validation(Record):
     loss: JsonNumber
     terms: dict[str, JsonNumber]
-    scores: ScoresRecord = ScoresRecord()
+    scores: _Scores = _Scores()
 
 
-class EpochRecord(Record):
-    """An epoch in the log."""
-
+class _Epoch(Record):
     model_config = ConfigDict(extra="allow")
 
     kind: Literal["epoch"]
     epoch: Natural
     training: dict[str, JsonNumber]
-    validation: ValidationRecord
+    validation: _Validation
 
 
 Kind = Literal["step", "probe", "epoch"]
@@ -115,25 +106,17 @@ class _Line(Record):
     kind: Kind
 
 
-_RECORDS: dict[Kind, type[Record]] = {"step": StepRecord, "probe": ProbeRecord, "epoch": EpochRecord}
+_RECORDS: dict[Kind, type[Record]] = {"step": _Step, "probe": _Probe, "epoch": _Epoch}
 
 
 class RunFolder:
-    """A training on disk.
-
-    Args:
-        folder: its path; the module docstring lists the files.
-    """
+    """A training on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def check_new(self) -> None:
-        """Check that a training can be started in the folder.
-
-        Raises:
-            InputError: the folder is not empty.
-        """
+        """Check that a training can be started in the folder."""
         if (self.folder / SETTINGS).exists():
             raise InputError(
                 str(self.folder),
@@ -143,22 +126,14 @@ class RunFolder:
             raise InputError(str(self.folder), "the output must be a new or empty folder")
 
     def create(self, spec: TrainSpec) -> None:
-        """Create the folder and write the settings.
-
-        Raises:
-            InputError: the folder is not empty, or cannot be created.
-        """
+        """Create the folder and write the settings."""
         self.check_new()
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / SETTINGS, f"# rismusic {__version__}\n{dump_spec(spec)}", overwrite=True)
 
     def settings(self) -> TrainSpec:
-        """The settings that the training was started with.
-
-        Raises:
-            InputError: there is no training in the folder, or its settings are not valid in this version.
-        """
+        """The settings that the training was started with."""
         if not (self.folder / SETTINGS).exists():
             reason = f"it has no {SETTINGS}" if self.folder.is_dir() else "it does not exist"
             raise InputError(str(self.folder), f"not the folder of a training: {reason}")
@@ -168,11 +143,7 @@ class RunFolder:
     def lock(self, is_main: bool = True) -> Iterator[None]:
         """Lock the folder against other processes. The operating system releases it when the process ends.
 
-        Args:
-            is_main: whether this is the process that writes. Other ranks of the same training take no lock.
-
-        Raises:
-            InputError: another process uses the folder.
+        Only the main process takes the lock.
         """
         if not is_main:
             yield
@@ -181,11 +152,7 @@ class RunFolder:
             yield
 
     def log(self, records: Sequence[Mapping[str, object]]) -> None:
-        """Append records to the run log.
-
-        Raises:
-            InputError: the disk is full or not writable.
-        """
+        """Append records to the run log."""
         text = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
         path = self.folder / LOG
         check_not_link(path)
@@ -200,14 +167,7 @@ class RunFolder:
     def check_log(self, size: int) -> int:
         """Check, by reading alone, that the log can be continued from a checkpoint.
 
-        Args:
-            size: size of the log at the checkpoint.
-
-        Returns:
-            Size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
-
-        Raises:
-            InputError: a line is not a record, or the log has changed since the checkpoint.
+        Return the size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
         """
         path = self.folder / LOG
         check_not_link(path)
@@ -223,14 +183,7 @@ class RunFolder:
         return complete
 
     def cut_log(self, size: int) -> None:
-        """Remove the lines that were logged after the checkpoint, since those steps are repeated.
-
-        Args:
-            size: what :meth:`check_log` returned.
-
-        Raises:
-            InputError: the file is a link, or not writable.
-        """
+        """Remove the lines that were logged after the checkpoint, since those steps are repeated."""
         path = self.folder / LOG
         check_not_link(path)
         if self.log_size() > size:
@@ -238,11 +191,7 @@ class RunFolder:
                 os.truncate(path, size)
 
     def records(self, kind: Kind) -> list[dict[str, Any]]:
-        """The records of one kind in the log. An incomplete last line is ignored.
-
-        Raises:
-            InputError: a line is not a record.
-        """
+        """The records of one kind in the log. An incomplete last line is ignored."""
         path = self.folder / LOG
         if not path.exists():
             return []

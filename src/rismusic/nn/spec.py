@@ -327,15 +327,7 @@ def weights_path(weights: str | Path) -> Path:
 
 
 def card_of(source: str, metadata: Mapping[str, str]) -> WeightsCard:
-    """The card of a weights file, or one from its training settings if it has none.
-
-    Args:
-        source: the file, for error messages.
-        metadata: metadata of the file.
-
-    Raises:
-        InputError: the file has neither, or they are invalid.
-    """
+    """The card of a weights file, or one from its training settings if it has none."""
     try:
         if KEY in metadata:
             return WeightsCard(**_table(metadata[KEY]))
@@ -358,7 +350,6 @@ def reason_of(error: Exception) -> str:
 
 
 def _table(text: str) -> dict[str, Any]:
-    """A JSON object."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"a table is needed, not {value!r:.30}")  # noqa: TRY004

@@ -86,14 +86,7 @@ class ScaledScenes:
 
 
 class GridStatistics:
-    """Statistics of one panel and grid, with the table of outer products in D dimensions of G classes.
-
-    Args:
-        grid: P points, on the device of the recordings.
-
-    Raises:
-        InputError: the table of outer products would need too much memory.
-    """
+    """Statistics of one panel and grid, with the table of outer products in D dimensions of G classes."""
 
     def __init__(self, grid: SearchGrid) -> None:
         self.grid, self.symmetry = grid, Symmetry.of(grid)

@@ -34,11 +34,8 @@ def whitened_statistics(
 ) -> tuple[Complex[Tensor, "S L D"], Float[Tensor, "S D D"]]:
     r"""Rows :math:`y_l^H R_l^{-1} B_l`, and :math:`\langle \sum_r B_r^H R_r^{-1} B_r \rangle`.
 
-    Args:
-        fields: B_r of each scene, or of all (S = 1).
-        data: y_l, those of the L / R snapshots with the same operator as columns.
-        noise_variance: sigma^2.
-        packed: :math:`\langle C \rangle`.
+    ``fields`` are the B_r of each scene, or of all; ``data`` has the y_l of snapshots with the same operator
+    as columns.
     """
     S, R, _, repeats = data.shape
     D = packed.shape[-1]

@@ -46,16 +46,9 @@ EpochCallback = Callable[[int, Validation], bool]
 
 
 class Trainer:
-    """The training loop.
+    """The training loop, in a run folder that is created and locked.
 
-    Args:
-        spec: all settings.
-        run: the run folder, created and locked.
-        group: the processes and the device.
-        progress: called with the number of scenes done and the total.
-        log: called with each message for the console.
-        on_record: called with each record of the run log.
-        on_epoch: called with the number of each epoch and its validation; returns whether to stop.
+    Callbacks are those of :func:`train`, and ``on_record`` for the run log.
     """
 
     def __init__(
@@ -82,11 +75,7 @@ class Trainer:
         self._log_bytes: int | None = None
 
     def resume(self) -> None:
-        """Restore the last checkpoint, if there is one. No file is changed before the training goes on.
-
-        Raises:
-            InputError: the checkpoint or the log is damaged, or they are those of another training.
-        """
+        """Restore the last checkpoint, if there is one. No file is changed before the training goes on."""
         checkpoint = load_checkpoint(self.run)
         if checkpoint is not None:
             self.state, tensors = checkpoint
@@ -99,9 +88,7 @@ class Trainer:
     def train(self) -> None:
         """Train from the current state to the end.
 
-        Raises:
-            InputError: too many steps with non-finite gradients, or a full disk.
-            KeyboardInterrupt: on Ctrl-C, after a checkpoint.
+        On Ctrl-C it writes a checkpoint and raises ``KeyboardInterrupt``.
         """
         spec, state = self.spec, self.state
         if self._log_bytes is not None:
@@ -149,7 +136,6 @@ class Trainer:
         self._checkpoint()
 
     def _probe(self, beta: float, weights: Mapping[TermName, float]) -> None:
-        """Run the probes at the start of an epoch."""
         if not self.group.is_main:
             return
         self._report(probes.beta(beta))
@@ -268,13 +254,7 @@ class Trainer:
 
 @dataclass(frozen=True, eq=False)
 class TrainingResult:
-    """Result of a training.
-
-    Args:
-        network: with the averaged weights of the best epoch.
-        epochs: log record of each epoch.
-        folder: the run folder.
-    """
+    """The network, with the averaged weights of the best epoch, the log of each epoch, and the run folder."""
 
     network: GridNetwork
     epochs: list[dict[str, object]]
@@ -317,11 +297,7 @@ def train(
     """
     run = RunFolder(Path(out))
     if resume and (settings or spec is not None or start is not None):
-        given = [
-            *settings,
-            *(["spec"] if spec is not None else []),
-            *(["start"] if start is not None else []),
-        ]
+        given = [*settings, *["spec"] * (spec is not None), *["start"] * (start is not None)]
         raise InputError(
             "resume",
             f"cannot be combined with other settings (got {', '.join(given)}); they are read from the folder",

@@ -32,14 +32,10 @@ class Validation:
     """Result of a validation.
 
     Args:
-        loss: the weighted total.
-        terms: each loss, mean over the scenes.
-        weights: weights of the losses.
         oracle: see :class:`~rismusic.nn.losses.Losses`.
         scores: of MUSIC on R_blend (``blend``), as in inference, and on R_pred (``predicted``). The number of
             sources is the most probable one of the network's count head.
         covariance: statistics of R_pred and R_blend, see :func:`covariance_statistics`.
-        first_batch: loss of the first batch.
     """
 
     loss: float
@@ -57,12 +53,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(learner: Learner, scenes: TrainingScenes) -> Validation:
-    """Losses on the whole validation set, metrics on a part of it.
-
-    Args:
-        learner: the network and its averaged weights.
-        scenes: the scenes.
-    """
+    """Losses on the whole validation set, metrics on a part of it."""
     spec = learner.spec
     beta = spec.schedule.beta
     weights = weights_at(spec.loss, spec.schedule, spec.schedule.epochs - 1, beta)
@@ -93,13 +84,7 @@ def validate(learner: Learner, scenes: TrainingScenes) -> Validation:
 
 
 def report(now: Validation, previous_loss: float | None, spec: TrainSpec) -> Report:
-    """[VAL]: findings of a validation.
-
-    Args:
-        now: the validation.
-        previous_loss: validation loss of the previous epoch.
-        spec: the settings.
-    """
+    """[VAL]: findings of a validation."""
     stats = now.covariance
     factor_rank = 2.0 * spec.network.sources_max
     values = {"loss": now.loss, "first_batch": now.first_batch, **stats}
@@ -199,17 +184,10 @@ def covariance_statistics(
 ) -> dict[str, float]:
     """Ranks, errors and variety of covariances.
 
-    Args:
-        predicted: R_pred.
-        blended: R_blend with its loading.
-        targets: targets of the same scenes.
-        count: predicted number of sources.
-
-    Returns:
-        ``rank_predicted``, ``rank_blend``: mean numerical rank (of R_blend without its loading);
-        ``error_predicted``, ``error_blend``: mean covariance error against R_true; ``variety``: variety of
-        R_pred over that of R_true; ``sources``: mean true K; ``count_variety``: standard deviation of the
-        predicted K over that of the true one.
+    ``rank_predicted``, ``rank_blend``: mean numerical rank (of R_blend without its loading);
+    ``error_predicted``, ``error_blend``: mean covariance error against R_true; ``variety``: variety of R_pred
+    over that of R_true; ``sources``: mean true K; ``count_variety``: standard deviation of the predicted K
+    over that of the true one.
     """
     true = targets.count.double()
     spread = float(true.std(unbiased=False))
@@ -235,9 +213,6 @@ def variety(covariance: Covariance) -> float:
     r"""Variety of covariances: 0 if all are equal, up to 1.
 
     .. math:: 1 - \frac{|\overline{R}|_F^2}{\overline{|R_i|_F^2}}, \qquad \overline R = \frac1S \sum_i R_i.
-
-    Args:
-        covariance: R_i of S scenes, without loading.
     """
     F: Float[Tensor, "..."] = covariance.normalised().factor
     S, N, R = F.shape

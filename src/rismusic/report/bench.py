@@ -76,17 +76,13 @@ def write_bench_report(
     drawn = list(_plots(arranged))
     kept = len(within((plot.image for plot in drawn), _PLOTS))
     tables = [fragment("matrices.html.j2", pair=list(_matrices(group))) for group in arranged]
-    rates = {(row.sweep, row.point, row.sources, row.snr_db, row.method): row.scenes_per_s for row in timings}
-    lines = [
-        fragment(
-            "bench_row.html.j2",
-            row=row,
-            cells=_cells(row),
-            rate=general(rates.get((row.sweep, row.point, row.sources, row.snr_db, row.method), math.nan)),
-            timed=bool(rates),
-        )
-        for row in rows
-    ]
+    rates = {(_cell_of(row), row.method): row.scenes_per_s for row in timings}
+    lines = []
+    for row in rows:
+        rate = general(rates.get((_cell_of(row), row.method), math.nan))
+        values = [getattr(row, name) for _, _, name in COLUMNS]
+        cells = [_share(value) if isinstance(value, Share) else (general(value), "") for value in values]
+        lines.append(fragment("bench_row.html.j2", row=row, cells=cells, rate=rate, timed=bool(rates)))
     shown_tables, shown_lines = within(tables, _TABLES), within(lines, _ALL)
     write_page(
         Path(path),
@@ -94,7 +90,7 @@ def write_bench_report(
         overwrite=overwrite,
         command=command,
         methods=list(dict.fromkeys(row.method for row in rows)),
-        cells=len({(row.sweep, row.point, row.sources, row.snr_db) for row in rows}),
+        cells=len(set(map(_cell_of, rows))),
         scenes=sorted({row.scenes for row in rows}),
         oracles=any(row.uses_truth for row in rows),
         plots=drawn[:kept],
@@ -107,6 +103,10 @@ def write_bench_report(
         timed=bool(rates),
         settings=[] if settings is None else setting_rows(settings),
     )
+
+
+def _cell_of(row: BenchRow | TimingRow) -> tuple[str, str, int, float]:
+    return row.sweep, row.point, row.sources, row.snr_db
 
 
 def _plots(arranged: Sequence[Group]) -> Iterator[Plot]:
@@ -151,9 +151,3 @@ def _share(share: Share) -> tuple[str, str]:
     """A share and its interval in percent."""
     low, high = fixed(100 * share.low, 1), fixed(100 * share.high, 1)
     return fixed(100 * share.value, 1), f"{low}–{high}"
-
-
-def _cells(row: BenchRow) -> list[tuple[str, str]]:
-    """Number and interval of every column."""
-    values = [getattr(row, name) for _, _, name in COLUMNS]
-    return [_share(value) if isinstance(value, Share) else (general(value), "") for value in values]

@@ -67,11 +67,7 @@ class Row:
 class LocateReport:
     """Collects estimates block by block and writes the report. Only a few numbers a scene stay in memory.
 
-    Args:
-        details: number of scenes shown in full, from the first on (fewer if the file would exceed 1 MB).
-
-    Raises:
-        InputError: the packages that reports need are not installed.
+    The first ``details`` scenes are shown in full (fewer if the file would exceed 1 MB).
     """
 
     def __init__(self, *, details: int = 8) -> None:
@@ -87,12 +83,7 @@ class LocateReport:
         self._spec: LocateSpec | None = None
 
     def add(self, recording: Recording, located: Estimate) -> None:
-        """Add the next scenes.
-
-        Raises:
-            InputError: the estimates do not belong to this recording, or their settings differ from those of
-                the scenes before.
-        """
+        """Add the next scenes."""
         if len(recording) != len(located.snr_db):
             raise InputError(
                 "located", f"has {len(located.snr_db)} scenes, but the recording has {len(recording)}"
@@ -138,23 +129,14 @@ class LocateReport:
     ) -> None:
         """Write the report of all scenes so far.
 
-        Args:
-            path: an ``.html`` file.
-            name: name of the recording.
-            facts: facts about the recording by name; if none, those that its first scene shows.
-            remarks: sentences on possible errors in the recording.
-            command: the command line that made the report.
-            overwrite: whether an existing file may be replaced.
-
-        Raises:
-            InputError: no scene was added, or the file cannot be written.
+        ``facts`` about the recording are by default those that its first scene shows; ``remarks`` are
+        sentences on possible errors in it.
         """
         if self._recording is None or self._spec is None:
             raise InputError("report", "there is no scene to report; call add() first")
         rows = [
             fragment("row.html.j2", row=row, linked=row.scene < self._wanted) for row in self._rows[:_ROWS]
         ]
-        rows, details = within(rows, _OVERVIEW), within(self._details, _DETAILS)
         total = score(*joined(self._comparisons)) if self._comparisons else None
         kind = self._comparisons[0].kind if total and not math.isnan(total.azimuth_over_bound) else ""
         few = max(map(max, self._counts), default=0) < _MOST
@@ -170,7 +152,7 @@ class LocateReport:
             methods=self._methods.most_common(),
             method=self._spec.method,
             rows=within(rows, _OVERVIEW),
-            details=details,
+            details=within(self._details, _DETAILS),
             wanted=min(self._wanted, len(self._rows)),
             scenes=len(self._rows),
             estimated=sum(row.estimated for row in self._rows),
@@ -240,7 +222,6 @@ def recording_facts(recording: Recording, scenes: int) -> dict[str, str]:
 
 
 def _error_bars(spec: LocateSpec) -> str:
-    """What the error bars are."""
     if spec.allowed_error > 0:
         return (
             "± is one standard deviation of the estimate with the hardware errors of the panel taken as "
@@ -324,11 +305,8 @@ POWERS_FITTED = (
 class Comparison:
     """Estimates of S scenes compared with the truth.
 
-    Args:
-        match: hits and errors.
-        bound: Cramer-Rao bound at the truth; none where so many sources cannot be identified.
-        kind: description of the bound.
-        inside: [S, K] whether the true position of a hit lies inside the error ellipsoid of its estimate.
+    The bound, described by ``kind``, is that at the truth; none where so many sources cannot be identified.
+    ``inside``: [S, K] whether the true position of a hit lies inside the error ellipsoid of its estimate.
     """
 
     match: Match
@@ -383,13 +361,10 @@ _SCALE = (180 / math.pi, 180 / math.pi, 1.0)
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table of a source.
+    """One line of the table of a source: ``estimate``, ``true``, ``error`` or ``bound``.
 
-    Args:
-        name: ``estimate``, ``true``, ``error`` or ``bound``.
-        cells: azimuth and elevation (degrees), range (m).
-        bars: their standard deviations, or none.
-        snr: dB, or empty.
+    The cells are azimuth and elevation in degrees and range in metres, ``bars`` their standard deviations, if
+    any. The SNR is in dB, or empty.
     """
 
     name: str
@@ -400,13 +375,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Entry:
-    """One source of a scene.
+    """One source of a scene; its verdict is ``hit``, ``missed``, ``false alarm``, or empty without truth.
 
-    Args:
-        title: number of the estimate; empty where the source was missed.
-        verdict: ``hit``, ``missed``, ``false alarm``, or empty where the truth is not known.
-        lines: lines of the table.
-        room: the position in the room frame, where the recording has a pose.
+    The title is the number of the estimate, or empty; ``room`` is the position in the room frame, if there is
+    one.
     """
 
     title: str
@@ -418,14 +390,7 @@ class Entry:
 def entries(
     located: Estimate, truth: Sources | None, comparison: Comparison | None, scene: int
 ) -> list[Entry]:
-    """The sources of one scene, the strongest first.
-
-    Args:
-        located: estimates of a block of scenes.
-        truth: true sources of these scenes, if known.
-        comparison: the comparison of the two.
-        scene: index in the block.
-    """
+    """The sources of one scene, the strongest first."""
     partner: dict[int, int] = {}
     if comparison is not None:
         for true, estimate in enumerate(comparison.match.partner[scene].tolist()):

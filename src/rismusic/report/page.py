@@ -78,23 +78,14 @@ class Setting:
 
 
 def check_report(path: Path, *, overwrite: bool) -> None:
-    """Check that a report can be written, before work is done for it.
-
-    Raises:
-        InputError: the name does not end in .html, the file exists and ``overwrite`` is off, or the packages
-            that reports need are not installed.
-    """
+    """Check that a report can be written, before work is done for it."""
     check_output(path, overwrite=overwrite, endings=REPORT_ENDINGS)
     environment()
 
 
 @functools.cache
 def environment() -> Environment:
-    """The templates, every value in them escaped.
-
-    Raises:
-        InputError: jinja2 or matplotlib is not installed.
-    """
+    """The templates, every value in them escaped."""
     try:
         import matplotlib  # noqa: F401
         from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -130,11 +121,7 @@ def within(parts: Iterable[str], size: int) -> list[str]:
 
 
 def write_page(path: Path, template: str, *, overwrite: bool, command: str, **values: Any) -> None:
-    """Render a whole page and write it.
-
-    Raises:
-        InputError: see :func:`check_report`; or the page has grown beyond ``LIMIT``.
-    """
+    """Render a whole page and write it."""
     check_report(path, overwrite=overwrite)
     when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip()
     text = fragment(template, command=redact(command), made=when, versions=versions(), **values)
@@ -201,10 +188,8 @@ def fixed(value: float, digits: int) -> str:
 
 def general(value: float, digits: int = 3) -> str:
     """A number with this many significant digits and a typographic minus; a dash for NaN."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
+    if not math.isfinite(value):
+        return fixed(value, 0)
     if 1e-3 <= abs(value) < 10**digits:
         return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}g}".replace("-", MINUS)
@@ -220,12 +205,7 @@ _MARGIN = 22.0
 class View:
     """A projection with the part of the scene that the picture shows.
 
-    Args:
-        yaw: see :class:`~rismusic.scene_view.Projection`.
-        pitch: see there.
-        centre: the point in the middle of the picture, metres.
-        scale: SVG units per metre.
-        height: of the picture, SVG units.
+    ``centre``, in metres, is in the middle; ``scale`` is in SVG units per metre, ``height`` in SVG units.
     """
 
     yaw: float
@@ -335,15 +315,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 8.0, 40.0
 class Slice:
     """A slice with its axes, in the units of the picture.
 
-    Args:
-        image: a PNG, as a ``data:`` address.
-        box: left, top, width and height of the image.
-        x_ticks: offset and text.
-        y_ticks: offset and text.
-        x_name: label of the horizontal axis.
-        y_name: label of the vertical axis.
-        marks: kind, x, y, text.
-        alt: description of the picture.
+    ``box`` is left, top, width and height of the image, a tick offset and text, a mark kind, x, y and text.
     """
 
     image: str
@@ -364,13 +336,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Slices:
-    """Two slices through one scene's spectrum.
+    """Two slices through one scene's spectrum, whose colours span ``span_db`` below the maximum.
 
-    Args:
-        name: name of the spectrum.
-        span_db: range of the colours, dB below the maximum.
-        front: azimuth and elevation, maximum over range.
-        above: azimuth and range, maximum over elevation.
+    ``front`` is over azimuth and elevation (maximum over range), ``above`` over azimuth and range.
     """
 
     name: str
@@ -384,11 +352,6 @@ def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Sli
 
     The spectrum is evaluated on a search grid (even in direction cosines and 1/r) and interpolated, in dB,
     between its points.
-
-    Args:
-        recording: S scenes; pass only those that are drawn.
-        estimates: estimated sources, [S, K].
-        volume: the search volume.
     """
     seen = recording.subcarrier()
     covariance = recording_covariance(seen, noise_of(recording.stacked()))

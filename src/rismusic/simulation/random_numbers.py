@@ -62,9 +62,6 @@ class Draws:
         seed: integer from 0 to 2**64 - 1.
         split: ``train``, ``validation`` or ``test`` (or ``link``); the splits of a seed share no scene.
         scenes: scene numbers, [S] int64, from 0 to 2**63 - 1, on the device of the random numbers.
-
-    Raises:
-        InputError: the seed or the split is invalid.
     """
 
     def __init__(self, seed: int, split: str, scenes: Int64[Tensor, "S"]) -> None:

@@ -30,19 +30,7 @@ def draw_sources(
     """Draw the sources of each scene: number, positions, powers and symbols.
 
     Positions are uniform over all sets with a separation of at least ``separation_deg`` (rejection sampling).
-
-    Args:
-        spec: volume, separation, powers, symbols.
-        sources: K, or the limits of a uniform draw.
-        snapshots: L.
-        draws: random numbers of the scenes.
-        dtype: float32 or float64.
-
-    Returns:
-        Sources [S, K_max], their symbols [S, K_max, L].
-
-    Raises:
-        InputError: the sources do not fit into the volume at that separation.
+    ``sources`` is K, or the limits of a uniform draw.
     """
     fewest, most = limits(sources)
     count = fewest + draws.integers(Stream.COUNT, most - fewest + 1)
@@ -56,15 +44,7 @@ def draw_sources(
 def complete_sources(spec: SceneSpec, sources: Sources, snapshots: int, draws: Draws) -> Sources:
     """Draw what user-given sources lack: powers (as ``spec`` says) and symbols.
 
-    Args:
-        spec: powers and symbols.
-        sources: positions [S, K_max], with or without powers and symbols.
-        snapshots: L.
-        draws: random numbers of the scenes.
-
-    Returns:
-        Sources with powers [S, K_max] and symbols [S, K_max, L]. Given symbols without powers get their mean
-        square as power.
+    Given symbols without powers get their mean square as power.
     """
     active, dtype = sources.active, sources.azimuth.dtype
     power, symbols = sources.power, sources.symbols
@@ -180,15 +160,6 @@ def draw_channel(
 
     With subcarriers, each has a line of sight at its own wavelength; the scatter is the same for all (flat
     fading).
-
-    Args:
-        panel: N elements.
-        spec: kind of channel, and limits of the position of the base station.
-        draws: random numbers of the scenes.
-        dtype: complex64 or complex128.
-
-    Returns:
-        H, complex [S, M, N], [S, F, M, N] with F subcarriers, or None.
     """
     if spec.kind == "direct":
         return None
@@ -225,15 +196,6 @@ def line_of_sight(
     where :math:`d_{mn}` is the distance from antenna m to element n and :math:`r_0` the distance from the
     panel's centre to the centre of the base station. The base station faces the panel: its antennas are
     numbered along the panel's -x axis.
-
-    Args:
-        panel: N elements.
-        spec: limits of the position of the base station, and its antennas.
-        draws: random numbers of the scenes.
-        dtype: complex64 or complex128.
-
-    Returns:
-        H_LoS, complex [S, M, N].
     """
     real = dtype.to_real()
     turn = 2 * draws.uniform(Stream.STATION, 2, dtype=real) - 1
@@ -259,15 +221,6 @@ def draw_codes(
     ``random`` draws every phase independently. ``dft`` and ``hadamard`` step through all beams (rows) in an
     order that separates consecutive beams widely, from a random start in each scene: N consecutive snapshots
     use every beam once, and over many scenes each beam is used equally often.
-
-    Args:
-        panel: the uniform panel; ``dft`` needs its rows and columns.
-        spec: kind, number of snapshots and bits.
-        draws: random numbers of the scenes.
-        dtype: complex64 or complex128.
-
-    Returns:
-        Configurations c, [S, L, N].
     """
     size, L = panel.rows * panel.columns, spec.snapshots
     if spec.kind == "random":
@@ -282,12 +235,7 @@ def draw_codes(
 def quantise(codes: Complex[Tensor, "*batch L N"], bits: int | str) -> Complex[Tensor, "*batch L N"]:
     """Round each phase to the nearest multiple of 2 pi / 2**bits; moduli are kept.
 
-    Args:
-        codes: RIS configurations c, complex [..., L, N].
-        bits: positive number of bits, or ``continuous`` for no rounding.
-
-    Raises:
-        InputError: another value of ``bits``.
+    With ``bits="continuous"`` nothing is rounded.
     """
     if bits == "continuous":
         return codes
@@ -300,10 +248,7 @@ def quantise(codes: Complex[Tensor, "*batch L N"], bits: int | str) -> Complex[T
 def dft_codes(rows: int, columns: int, beams: Int[Tensor, "*batch L"]) -> Complex[Tensor, "*batch L N"]:
     r"""Beams of the 2-D DFT: :math:`c_n = \exp(-2\pi j (p x_n / N_x + q y_n / N_y))`, complex128.
 
-    Args:
-        rows: N_y.
-        columns: N_x.
-        beams: beam numbers b = q N_x + p, from 0 to N_x N_y - 1.
+    Beam b = q N_x + p, from 0 to N_x N_y - 1.
     """
     p, q = beams % columns, beams // columns
     number = torch.arange(rows * columns, device=beams.device)
@@ -316,9 +261,7 @@ def dft_codes(rows: int, columns: int, beams: Int[Tensor, "*batch L"]) -> Comple
 def hadamard_codes(size: int, rows: Int[Tensor, "*batch L"]) -> Complex[Tensor, "*batch L N"]:
     """Rows of Sylvester's Hadamard matrix, cut to N columns: entry (i, n) is (-1)**popcount(i & n).
 
-    Args:
-        size: N.
-        rows: row numbers i below :func:`hadamard_order`.
+    Row numbers i are below :func:`hadamard_order`.
     """
     parity = rows[..., None] & torch.arange(size, device=rows.device)
     for shift in (16, 8, 4, 2, 1):
@@ -365,18 +308,9 @@ def impair(
     with a gain :math:`\gamma_n` uniform within 1 -+ ``gain`` (0 for a dead element), a static phase error
     :math:`\epsilon_n` and a phase error :math:`\eta_{ln}` per snapshot. Each coordinate of an element
     deviates by up to ``position_wavelengths``. The elements of a directly sampled array have the same
-    impairments, except for the phase error per snapshot.
-
-    Args:
-        panel: nominal panel, N elements.
-        link: nominal link.
-        spec: magnitudes of the impairments; if all are zero, the nominal objects are returned.
-        draws: random numbers; each row gives one realisation.
-        of_panel: random numbers of the panel itself, in place of ``draws`` for all but the phase error per
-            snapshot.
-
-    Returns:
-        Actual panel and actual link, each with a leading axis of realisations.
+    impairments, except for the phase error per snapshot. Without impairments the nominal objects are
+    returned, otherwise both have a leading axis of realisations, one for each row of ``draws``. ``of_panel``
+    replaces ``draws`` for all but the phase error per snapshot.
     """
     if spec == HardwareSpec():
         return panel, link

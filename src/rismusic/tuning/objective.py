@@ -71,11 +71,7 @@ _Metres: TypeAlias = Annotated[Finite, Strict()]
 class Evaluation:
     """Results of locating the sources of some scenes, one number per scene.
 
-    Args:
-        hits: true sources that were located.
-        true: true sources.
-        estimated: estimated sources.
-        gospa_m: GOSPA in metres.
+    Of the ``true`` sources, ``hits`` were located; ``gospa_m`` is GOSPA in metres.
     """
 
     # A database holds lists.
@@ -140,11 +136,7 @@ class _TrialRecord(Record):
 
 
 def check_trials(study: optuna.Study) -> None:
-    """Check the attributes of the trials of a study, which a database holds as text.
-
-    Raises:
-        InputError: a trial has other attributes than this package writes.
-    """
+    """Check the attributes of the trials of a study, which a database holds as text."""
     for trial in study.get_trials(deepcopy=False):
         where = f"trial {trial.number} of study {study.study_name!r}"
         try:
@@ -172,12 +164,7 @@ def cost(f1: Number, gospa_m: Number) -> Number:
 
 @torch.no_grad()
 def evaluate(recording: Recording, spec: LocateSpec) -> Evaluation:
-    """Locate the sources of every scene and compare them with the true ones.
-
-    Args:
-        recording: scenes with true sources.
-        spec: inference settings, including the weights.
-    """
+    """Locate the sources of every scene and compare them with the true ones."""
     assert recording.truth is not None
     matched = match(recording.truth, locate(recording, spec=spec).sources)
     return Evaluation(
@@ -197,13 +184,7 @@ def scenes_for(
 ) -> Recording:
     """Scenes that no training uses, and different ones for each purpose.
 
-    Args:
-        purpose: ``inference`` to compare inference settings, ``objective`` for the cost of a trial, ``test``
-            for the comparison at the end.
-        system: the simulated system.
-        seed: seed of the search.
-        scenes: number of scenes.
-        device: where to compute.
+    The purposes are to compare inference settings, the cost of a trial, and the comparison at the end.
     """
     split, first = _SCENES[purpose]
     return Simulator(system, seed=seed, split=split, device=device).scenes(first, first + scenes)
@@ -225,11 +206,7 @@ def locate_settings(system: SystemSpec, spec: LocateSpec, weights: Path) -> Loca
 class Inference:
     """The best inference settings for one network.
 
-    Args:
-        values: values of the searched settings; empty if the initial settings were best.
-        spec: the settings.
-        cost: cost on the scenes on which they were chosen.
-        before: cost of the initial settings on these scenes.
+    ``values`` is empty if the initial settings, of cost ``before``, were best.
     """
 
     values: dict[str, Any]
@@ -241,15 +218,7 @@ class Inference:
 def tune_inference(
     recording: Recording, start: LocateSpec, parameters: dict[str, Parameter], *, trials: int, seed: int
 ) -> Inference:
-    """Search the inference settings of a trained network.
-
-    Args:
-        recording: scenes on which settings are compared.
-        start: the initial settings, including the weights.
-        parameters: the searched settings.
-        trials: number of settings to try.
-        seed: seed of the sampler.
-    """
+    """Search the inference settings of a trained network, from initial ones that include the weights."""
     before = evaluate(recording, start).cost
     best = Inference({}, start, before, before)
     if not parameters or not trials:
@@ -280,13 +249,6 @@ class Objective:
 
     The call raises ``optuna.TrialPruned`` if the trial is pruned, and one of
     :data:`rismusic.tuning.worker.EXPECTED` if it fails.
-
-    Args:
-        spec: settings of the search.
-        space: the search space.
-        folder: where the runs go, one folder per trial.
-        device: where to compute.
-        say: called with each line for the console.
     """
 
     spec: TuneSpec
@@ -361,12 +323,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings in the final evaluation.
-
-    Args:
-        name: ``default``, or the number of a trial.
-        values: values of the searched training settings.
-    """
+    """Settings in the final evaluation: searched ones of a trial, or those of the ``default``."""
 
     name: str
     values: Mapping[str, Any]
@@ -378,11 +335,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FinalObjective(Objective):
-    """A training of the final evaluation, which is never pruned.
-
-    Args:
-        candidates: the settings that are evaluated.
-    """
+    """A training of the final evaluation, which is never pruned."""
 
     candidates: Sequence[Candidate]
 

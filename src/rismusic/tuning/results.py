@@ -74,12 +74,9 @@ def candidates(spec: TuneSpec, trials: Sequence[FrozenTrial]) -> list[Candidate]
 
 @dataclass(frozen=True)
 class Final:
-    """Settings of the final evaluation and their results.
+    """Settings of the final evaluation and their results, one per seed.
 
-    Args:
-        name: ``default``, the number of a trial, or ``default, inference tuned``.
-        objective: evaluations on the scenes of the objective, one per seed.
-        test: evaluations on the test scenes, one per seed.
+    The name is ``default``, the number of a trial, or ``default, inference tuned``.
     """
 
     name: str
@@ -103,13 +100,7 @@ class Final:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Cost of the default minus cost of the best settings on the test scenes; positive is a gain.
-
-    Args:
-        gain: difference of the costs.
-        low: lower limit of the 95 % confidence interval.
-        high: upper limit.
-    """
+    """Cost of the default minus that of the best settings on the test scenes, with its 95 % interval."""
 
     gain: float
     low: float
@@ -126,11 +117,7 @@ class Comparison:
         return self.high < 0
 
     def sentence(self, name: str) -> str:
-        """The comparison in a sentence.
-
-        Args:
-            name: name of the best settings.
-        """
+        """The comparison in a sentence."""
         result = "is better" if self.better else "is worse" if self.worse else "is not significantly better"
         return (
             f"{name} {result} than the default on the test scenes. Cost of the default minus its cost: "
@@ -145,11 +132,6 @@ def compare(default: Sequence[Evaluation], best: Sequence[Evaluation], *, seed: 
     Both are trained from the same seeds. Scenes are resampled in pairs, each with all of its trainings (Efron
     and Tibshirani, "An introduction to the bootstrap", 1993). The interval is that of the scenes; it does not
     include the variation with the seed of a training.
-
-    Args:
-        default: evaluations of the default, one per seed.
-        best: evaluations of the other settings, one per seed.
-        seed: seed of the resampling.
     """
     rows, other = pooled(default), pooled(best)
     scenes = len(rows)
@@ -180,7 +162,6 @@ class TuneResult:
     """The result of a search.
 
     Args:
-        spec: settings of the search.
         trials: the trials that count.
         finals: results of the final evaluation, the default first.
         best: the one among them, other than the default, with the lowest cost.
@@ -192,8 +173,6 @@ class TuneResult:
             (the validation loss of the trial) and ``f1`` (MUSIC on R_blend); NaN for fewer than three trials.
         pruning_saved: share of all epochs that pruning saved.
         patience_saved: share of all epochs that early stopping saved.
-        folder: folder of the results.
-        command: the command that was given.
     """
 
     spec: TuneSpec
@@ -234,18 +213,7 @@ def summarize(
     folder: Path,
     command: str,
 ) -> TuneResult:
-    """Put together the result of a search.
-
-    Args:
-        objective: the objective of the final evaluation.
-        trials: the trials that count.
-        long_trials: all trials of the final evaluation.
-        folder: folder of the results.
-        command: the command that was given.
-
-    Raises:
-        InputError: the trainings of the default or of all finalists have failed.
-    """
+    """Put together the result of a search."""
     spec, space = objective.spec, objective.space
     jobs = current(long_trials)
     finals, finished = [], {}
@@ -339,15 +307,7 @@ _FILES = (
 
 
 def check_folder(folder: Path, *, continued: bool) -> None:
-    """Check that no file is replaced but earlier results of the same study, before work starts.
-
-    Args:
-        folder: where the results go.
-        continued: whether the study is resumed or joined.
-
-    Raises:
-        InputError: the folder has a file of that name.
-    """
+    """Check that no file is replaced but earlier results of the same study (if it is ``continued``)."""
     present = [name for name in _FILES if os.path.lexists(folder / name)]
     # It is written first, so the others are results if it is one.
     ours = present[:1] == [_FILES[0]] and read_beginning(folder / _FILES[0], 16).startswith(b"# rismusic ")
@@ -450,12 +410,7 @@ _ROWS = 300_000
 
 
 def plot_history(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Axes:
-    """Plot the cost of each trial and the lowest cost so far; pruned and failed trials are ticks on the axis.
-
-    Args:
-        trials: the trials that count.
-        ax: axes to draw into.
-    """
+    """Plot the cost of each trial and the lowest so far; pruned and failed trials are ticks on the axis."""
     ax = ax or new_axes(None)[0]
     done = _completed(trials)
     at, costs = [trial.number for trial in done], [float(trial.value or math.nan) for trial in done]
@@ -475,12 +430,7 @@ def plot_history(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Ax
 
 
 def plot_surrogates(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Axes:
-    """Plot the surrogate of each trial over the epochs, with a cross where a trial was pruned.
-
-    Args:
-        trials: the trials that count.
-        ax: axes to draw into.
-    """
+    """Plot the surrogate of each trial over the epochs, with a cross where a trial was pruned."""
     ax = ax or new_axes(None)[0]
     for trial in trials:
         values = [epoch["surrogate"] for epoch in trial.user_attrs.get(EPOCHS, [])]
@@ -498,13 +448,7 @@ def plot_surrogates(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) ->
 def plot_agreement(
     trials: Sequence[FrozenTrial], correlation: float = math.nan, *, ax: Axes | None = None
 ) -> Axes:
-    """Plot the cost of each completed trial over its surrogate in the last epoch.
-
-    Args:
-        trials: the trials that count.
-        correlation: rank correlation, for the legend.
-        ax: axes to draw into.
-    """
+    """Plot the cost of each completed trial over its surrogate in the last epoch."""
     ax = ax or new_axes(None)[0]
     done = _completed(trials)
     values = [trial.user_attrs[EPOCHS][-1]["surrogate"] for trial in done]
@@ -523,12 +467,7 @@ def plot_overview(result: TuneResult) -> Axes:
 
 
 def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) -> Axes:
-    """Plot the importance of each setting, the most important one at the top.
-
-    Args:
-        importance: importance of each setting; they add up to 1.
-        ax: axes to draw into.
-    """
+    """Plot the importance of each setting, the most important one at the top."""
     ax = ax or new_axes(None, size=(6.5, 1.2 + 0.28 * max(3, len(importance))))[0]
     names = sorted(importance, key=lambda name: importance[name])
     ax.barh(names, [100 * importance[name] for name in names], color=COLOURS[0])
@@ -538,12 +477,7 @@ def plot_importance(importance: Mapping[str, float], *, ax: Axes | None = None) 
 
 
 def plot_finals(finals: Sequence[Final], *, ax: Axes | None = None) -> Axes:
-    """Plot the cost on test scenes of every training of the final evaluation, and the mean of each setting.
-
-    Args:
-        finals: results of the final evaluation.
-        ax: axes to draw into.
-    """
+    """Plot the cost on test scenes of each training of the final evaluation, and the mean of each setting."""
     ax = ax or new_axes(None)[0]
     for place, final in enumerate(finals):
         for seed, test in enumerate(final.test):
@@ -565,18 +499,7 @@ def write_tune_report(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write the report of a search as one HTML file below 1 MB.
-
-    Args:
-        path: an ``.html`` file.
-        result: the result of the search.
-        rows: rows of the trials, see :func:`~rismusic.tuning.results.trial_rows`.
-        importance: importance of each setting.
-        overwrite: whether an existing file may be replaced.
-
-    Raises:
-        InputError: the packages for reports are not installed, or the file cannot be written.
-    """
+    """Write the report of a search as one HTML file below 1 MB."""
     cells = [[_cell(value) for value in row.values()] for row in rows]
     shown = cells[: len(within(("".join(line) + 20 * "-" for line in cells), _ROWS))]
     spec = result.spec

@@ -79,12 +79,7 @@ class Parameter(Spec):
         return self.choices or (self.low, self.high)
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
-        """A value proposed by the sampler of the study.
-
-        Args:
-            trial: the trial.
-            name: name of the parameter in the study.
-        """
+        """A value proposed by the sampler of the study."""
         if self.choices:
             return trial.suggest_categorical(name, self.choices)
         assert self.low is not None
@@ -108,11 +103,7 @@ class Space(Spec):
     """Settings of :class:`~rismusic.spec.LocateSpec`, searched on each trained network."""
 
     def check(self, training: TrainSpec, locate: LocateSpec) -> None:
-        """Check that every name is a setting and every limit and choice is a valid value of it.
-
-        Raises:
-            InputError: names the parameter and what is wrong with it.
-        """
+        """Check that every name is a setting and every limit and choice is a valid value of it."""
         if not self.training:
             raise InputError("space", "must contain at least one setting under [training]")
         parts: list[tuple[str, dict[str, Parameter], Spec]] = [
@@ -129,11 +120,7 @@ class Space(Spec):
 
 
 def load_space(name: str) -> Space:
-    """Load a search space that comes with the package (``narrow``, ``wide``), or one from a TOML file.
-
-    Raises:
-        InputError: there is no such space, or the file is invalid.
-    """
+    """Load a search space that comes with the package (``narrow``, ``wide``), or one from a TOML file."""
     path = Path(name)
     if path.suffix != ".toml":
         shipped = sorted(one.stem for one in SHIPPED.glob("*.toml"))
@@ -145,11 +132,7 @@ def load_space(name: str) -> Space:
 
 
 def apply(spec: S, parameters: Mapping[str, Parameter], values: Values) -> S:
-    """A copy of the settings with the values of some parameters.
-
-    Raises:
-        InputError: a setting is unknown, or a value is invalid.
-    """
+    """A copy of the settings with the values of some parameters."""
     now, changed = flat_settings(spec.model_dump()), {}
     for name, value in values.items():
         if name not in parameters:

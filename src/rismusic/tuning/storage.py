@@ -49,19 +49,10 @@ State = Literal["new", "studies", "interrupted"]
 def create_storage(
     storage: str | None, folder: Path, begin: Callable[[RDBStorage], object], *, heartbeat_s: int
 ) -> bool:
-    """Create the SQLite file of a study if it does not exist. It appears when it is complete.
+    """Create the SQLite file of a study, which ``begin`` puts into it, if the file does not exist.
 
-    Args:
-        storage: see :func:`open_storage`.
-        folder: folder of the results.
-        begin: called with the new storage, to put a study into it.
-        heartbeat_s: seconds between two heartbeats of a worker.
-
-    Returns:
-        Whether the file was created; false for a database server, too.
-
-    Raises:
-        InputError: the file cannot be created.
+    The file appears when it is complete. Return whether it was created, never for a database server; see
+    :func:`open_storage`.
     """
     url = _url(storage, folder)
     path = _sqlite_path(url)
@@ -95,19 +86,10 @@ def open_storage(
 ) -> Iterator[RDBStorage]:
     """Open the storage of a study, and close its connections at the end.
 
-    An existing database is opened for writing only after it has been read and is known to hold Optuna studies
-    that pass ``check``.
-
-    Args:
-        storage: URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none.
-        folder: folder of the results.
-        heartbeat_s: seconds between two heartbeats of a worker.
-        create: whether a database without studies is filled.
-        check: called with the existing database, read-only; raises if its studies are not those that are
-            wanted. Not called if a process was killed while it wrote to the file, until that is undone.
-
-    Raises:
-        InputError: the file is something else or damaged, or the database cannot be reached.
+    ``storage`` is the URL of a database, or an SQLite file; ``study.db`` in ``folder`` if none. An existing
+    database is opened for writing only after it has been read and is known to hold Optuna studies that pass
+    ``check``, which raises if they are not those that are wanted. It is not called if a process was killed
+    while it wrote to the file, until that is undone. Without studies, it is filled if ``create`` is on.
     """
     url = _url(storage, folder)
     path = _sqlite_path(url)
@@ -127,11 +109,7 @@ def open_storage(
 
 
 def _state_of_server(url: URL) -> State:
-    """What the database of a server holds.
-
-    Raises:
-        InputError: it cannot be reached.
-    """
+    """What the database of a server holds."""
     try:
         engine = create_engine(url)
         try:
@@ -143,7 +121,6 @@ def _state_of_server(url: URL) -> State:
 
 
 def _url(storage: str | None, folder: Path) -> URL:
-    """URL of a storage."""
     try:
         str(folder if storage is None else storage).encode()
     except UnicodeEncodeError:
@@ -166,11 +143,7 @@ def shown(storage: str | None, folder: Path) -> str:
 
 
 def _sqlite_path(url: URL) -> Path | None:
-    """The SQLite file of a URL; none for a database server.
-
-    Raises:
-        InputError: a database in memory, or one with further parameters.
-    """
+    """The SQLite file of a URL; none for a database server."""
     if url.get_backend_name() != "sqlite":
         return None
     name = str(url.database or "")
@@ -229,9 +202,6 @@ def _check_columns(opened: RDBStorage, shown: URL) -> None:
 
     Optuna reads them where it needs them: a view in place of a table fails at the end of the first trial, and
     so does a text in a column of numbers or a fraction in one of integers, which SQLite stores.
-
-    Raises:
-        InputError: a table or a column is missing, or has a value of another type.
     """
     found, sqlite = inspect(opened.engine), opened.engine.dialect.name == "sqlite"
     tables = set(found.get_table_names())
@@ -272,11 +242,7 @@ def _columns_of_new() -> dict[str, dict[str, str]]:
 
 
 def _read_all(opened: RDBStorage, shown: URL) -> None:
-    """Read and copy all studies and trials once, as Optuna does later.
-
-    Raises:
-        InputError: something cannot be read or copied.
-    """
+    """Read and copy all studies and trials once, as Optuna does later."""
     try:
         for study in opened.get_all_studies():
             copy.deepcopy(study.user_attrs)
@@ -301,11 +267,7 @@ class Requeue(RetryHeartbeatStaleTrialCallback):
 
 
 def check_sqlite(path: Path) -> State:
-    """What a file holds that can be the database of a study, by reading alone.
-
-    Raises:
-        InputError: the file is something else or cannot be read.
-    """
+    """What a file holds that can be the database of a study, by reading alone."""
     check_regular(path)
     if not path.exists():
         return "new"

@@ -92,12 +92,13 @@ def tune(
     if not resume:
         space = load_space(chosen.space)
         space.check(chosen.short_training(), chosen.locate)
+        wanted = _settings(chosen, space, trials or TRIALS)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def begin(new: BaseStorage) -> None:
         """Put the study into a new file, so that no file without a study is left after an interruption."""
         check_folder(folder, continued=False)
-        _begin(new, study, _settings(chosen, space, trials or TRIALS))
+        _begin(new, study, wanted)
 
     def check(existing: BaseStorage) -> None:
         """Check that the study can be resumed or joined, before anything is written."""
@@ -107,8 +108,7 @@ def tune(
             if resume:
                 _resume(existing, study)
             if joins:
-                joined = optuna.load_study(study_name=study, storage=existing)
-                _check_settings(joined, _settings(chosen, space, trials or TRIALS))
+                _check_settings(optuna.load_study(study_name=study, storage=existing), wanted)
             if resume or joins:  # with the final evaluations, which come last
                 for name in names:
                     if name == study or name.startswith(f"{study}-long-"):
@@ -127,7 +127,7 @@ def tune(
                 count = trials
         else:
             count = trials or TRIALS
-            short, new = _begin(opened, study, _settings(chosen, space, count))
+            short, new = _begin(opened, study, wanted)
             first = first or new
             check_folder(folder, continued=not first)
         worker = Worker(opened, max_failures=chosen.max_failures, poll_s=poll_s, progress=progress, say=say)
@@ -169,11 +169,7 @@ def _settings(spec: TuneSpec, space: Space, trials: int) -> dict[str, Any]:
 
 
 def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[optuna.Study, bool]:
-    """Create a study, or join one that another worker has created with the same settings; whether it is new.
-
-    Raises:
-        InputError: there is a study of this name with other settings, or one that is not ours.
-    """
+    """Create a study, or join one that another worker has created with these settings; whether it is new."""
     try:
         study, new = optuna.create_study(storage=storage, study_name=name), True
     except DuplicatedStudyError:
@@ -188,11 +184,7 @@ def _begin(storage: BaseStorage, name: str, settings: dict[str, Any]) -> tuple[o
 
 
 def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
-    """Check that an existing study can be joined: it has these settings, or none yet and no trials.
-
-    Raises:
-        InputError: it has other settings, or was not written by this package.
-    """
+    """Check that an existing study can be joined: it has these settings, or none yet and no trials."""
     held = study.user_attrs.get(_SETTINGS)
     if held == settings or (held is None and not study.get_trials(deepcopy=False)):
         return
@@ -208,11 +200,7 @@ def _check_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
 
 
 def _resume(storage: BaseStorage, name: str) -> tuple[optuna.Study, TuneSpec, Space, int]:
-    """Load a study with its settings, its space and its number of trials.
-
-    Raises:
-        InputError: there is no study of this name, or it has no settings of this version.
-    """
+    """Load a study with its settings, its space and its number of trials."""
     known = optuna.get_all_study_names(storage)
     if name not in known:
         raise InputError(

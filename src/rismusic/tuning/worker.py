@@ -139,12 +139,8 @@ def requeue_abandoned(study: optuna.Study, storage: BaseStorage) -> None:
 class Worker:
     """A process that runs the trials of a study, alone or together with others.
 
-    Args:
-        storage: the storage of the study.
-        max_failures: stop when more than this many trials fail in a row.
-        poll_s: seconds between two looks at the trials of other workers.
-        progress: called with the number of finished jobs and the number of all jobs.
-        say: called with each line for the console.
+    It stops when more than ``max_failures`` trials fail in a row, and looks at the trials of other workers
+    every ``poll_s`` seconds.
     """
 
     def __init__(
@@ -160,9 +156,7 @@ class Worker:
     ) -> None:
         """Run trials until all jobs are finished, by this worker or by others.
 
-        Raises:
-            InputError: too many trials failed in a row.
-            KeyboardInterrupt: on Ctrl-C, after the running trial was queued again.
+        On Ctrl-C the running trial is queued again.
         """
         enqueue(study, jobs)
         waits = False
@@ -174,7 +168,8 @@ class Worker:
             if finished == len(jobs):
                 return
             if any(trials[job].state == TrialState.WAITING for job in jobs):
-                self._run_next(study, objective)
+                with interrupts_held() as released:
+                    self._run_next(study, objective, released)
                 waits = False
                 continue
             if not waits:
@@ -182,17 +177,13 @@ class Worker:
             waits = True
             time.sleep(self.poll_s)
 
-    def _run_next(self, study: optuna.Study, objective: Callable[[optuna.Trial], float]) -> None:
-        """Run the next trial of the queue."""
-        with interrupts_held() as released:
-            self._run_held(study, objective, released)
-
-    def _run_held(
+    def _run_next(
         self,
         study: optuna.Study,
         objective: Callable[[optuna.Trial], float],
         released: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        """Run the next trial of the queue, within ``released``; interrupts are held otherwise."""
         taken: list[optuna.Trial] = []
 
         def claimed(trial: optuna.Trial) -> float:
@@ -215,28 +206,21 @@ class Worker:
             )
         except (UpdateFinishedTrialError, ValueError, AssertionError):
             # Optuna refuses the result if another worker failed the trial, because its heartbeat was late.
-            if not taken or not self._was_failed(taken[0]):
+            ended = self.storage.get_trial(taken[0]._trial_id) if taken else None
+            if ended is None or ended.state != TrialState.FAIL or REASON in ended.user_attrs:
                 raise
             self.say(f"trial {taken[0].number}: late heartbeat; its result is dropped and the trial repeated")
 
     def _claim(self, study: optuna.Study, trial: optuna.Trial) -> None:
         trial.set_user_attr(WORKER, self.name)
-        if not self._counts(study, trial):
+        counting = current(study.get_trials(deepcopy=False)).values()
+        if trial.number not in {one.number for one in counting}:
             raise NotNeededError(f"trial {trial.number} is not needed")
         before = history(self.storage.get_trial(trial._trial_id))
         if before:
             self.say(
                 f"trial {trial.number}: repeats trial {before[-1]}, whose worker was killed or interrupted"
             )
-
-    def _was_failed(self, trial: optuna.Trial) -> bool:
-        ended = self.storage.get_trial(trial._trial_id)
-        return ended.state == TrialState.FAIL and REASON not in ended.user_attrs
-
-    @staticmethod
-    def _counts(study: optuna.Study, trial: optuna.Trial) -> bool:
-        trials = current(study.get_trials(deepcopy=False))
-        return trial.number in {one.number for one in trials.values()}
 
     def _count_failures(self, _: optuna.Study, trial: FrozenTrial) -> None:
         """Callback after each trial: stop the search if too many trials fail in a row."""
