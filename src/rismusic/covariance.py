@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -31,7 +32,7 @@ RANGE_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class Covariance:
+class Covariance(Batch):
     r"""Low rank plus identity, :math:`R = F F^H + \epsilon I`.
 
     Args:
@@ -134,21 +135,9 @@ class Covariance:
         loaded = values + self.loading.double()[..., None]
         return loaded.to(self.loading.dtype), vectors.to(self.factor.dtype)
 
-    def detach(self) -> Covariance:
-        """Copy that is detached from the autograd graph."""
-        return Covariance(self.factor.detach(), self.loading.detach())
-
-    def to(self, target: torch.device | str) -> Covariance:
-        """Copy on another device."""
-        return Covariance(self.factor.to(target), self.loading.to(target))
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Covariance:
-        """Covariances of a subset of scenes."""
-        return Covariance(self.factor[scenes], self.loading[scenes])
-
 
 @dataclass(frozen=True, eq=False)
-class Conditioning:
+class Conditioning(Batch):
     """Loading and shrinkage of a covariance of trace 1.
 
     Args:
@@ -163,14 +152,6 @@ class Conditioning:
     def identity(self) -> Float[Tensor, "*batch"]:
         """Share of the identity in the trace of the loaded and shrunk covariance, [...]."""
         return 1 - (1 - self.shrinkage) / (1 + self.loading)
-
-    def detach(self) -> Conditioning:
-        """Copy that is detached from the autograd graph."""
-        return Conditioning(self.loading.detach(), self.shrinkage.detach())
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Conditioning:
-        """Conditioning of a subset of scenes."""
-        return Conditioning(self.loading[scenes], self.shrinkage[scenes])
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import Panel, steering_with_log_derivatives
-from rismusic.devices import blocks
+from rismusic.devices import Batch, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active
@@ -50,7 +50,7 @@ _ROUNDING = 1e-11
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Bound:
+class Bound(Batch):
     """Cramer-Rao bound of K sources.
 
     Args:
@@ -84,12 +84,6 @@ class Bound:
         """A bound from the covariance of sources at finite ranges."""
         variance = covariance.diagonal(dim1=-4, dim2=-2)[..., 2, 2, :]
         return cls(covariance, range, variance.sqrt() / range.square())
-
-    @classmethod
-    def joined(cls, parts: Sequence[Bound]) -> Bound:
-        """The bounds of blocks of scenes together."""
-        names = ("covariance", "range", "inverse_range_std")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @property
     def std(self) -> Float[Tensor, "*batch K 3"]:

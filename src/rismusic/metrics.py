@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rismusic.array import wrapped
 from rismusic.crb import Bound
+from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.sources import Sources
 from rismusic.text import short_repr
@@ -21,7 +22,7 @@ MEDIAN_OF_NORMAL = 0.6744897501960817
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
+class Match(Batch):
     """Found sources set against the true ones, scene by scene.
 
     Args:

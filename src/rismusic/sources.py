@@ -12,14 +12,14 @@ frame), the derivatives of azimuth, elevation and inverse range :math:`q = 1/r` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import ArrayLike, Panel, check_tensors, direction, from_db, steering, to_tensor
+from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.spec import MAX_RANGE_M, MIN_RANGE_M
 from rismusic.text import counted
@@ -29,7 +29,7 @@ _ALL_ROUND = math.pi + 1e-6
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Sources:
+class Sources(Batch):
     r"""Up to K_max sources per scene, in the panel frame; unused slots hold NaN in every field.
 
     Args:
@@ -225,14 +225,6 @@ class Sources:
         """Steering matrix A [..., N, K_max]; columns of unused slots are zero."""
         return steering(panel, *self.filled()) * self.active.unsqueeze(-2)
 
-    def to(self, target: torch.device | str) -> Sources:
-        """Copy of the sources on another device."""
-        return self.each(lambda value: value.to(target))
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Sources:
-        """Sources of a subset of scenes; an integer removes the scene axis."""
-        return self.each(lambda value: value[scenes])
-
     def reordered(self, order: Int64[Tensor, "*batch K"]) -> Sources:
         """The sources with their slots in another order, such as that of :attr:`active_first`."""
         return self.each(
@@ -253,12 +245,6 @@ class Sources:
                 slots.reshape(slots.shape + (1,) * (value.ndim - slots.ndim)), math.nan
             )
         )
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Sources:
-        """Apply a function to every field that is present."""
-        present = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: change(value) for name, value in present.items() if value is not None}
-        return replace(self, **changed)
 
 
 def check_sources(sources: Sources, *, field: str = "truth", behind: bool = False) -> None:

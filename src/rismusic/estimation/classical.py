@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import recording_covariance
-from rismusic.devices import blocks
+from rismusic.devices import blocks, concatenate
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
 from rismusic.estimation.estimate import (
@@ -47,7 +47,6 @@ from rismusic.estimation.maximum_likelihood import (
     FitState,
     better,
     complete_fit,
-    join,
     neg_log_likelihood,
     nfmle,
     refine,
@@ -279,12 +278,12 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
                 best = fit
             else:
                 likelier = (fit.value < best.value).nonzero()[:, 0]
-                best = best.with_others(likelier, fit[likelier])
+                best = best.replaced(likelier, fit[likelier])
         assert best is not None  # there is a pilot
         positions = best.positions
         end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
         fits.append(complete_fit(part, end.positions, active, end.converged, grid.volume))
-    return join(fits)
+    return concatenate(fits)
 
 
 def fit_nothing(recording: Recording) -> Fit:
@@ -379,7 +378,7 @@ def fit_from_search(
     for block in _search_blocks(recording, dictionary):
         starts = Starts.prepare(GridSearch(dictionary, recording[block]), count[block], strategy)
         fits.append(starts.fit(count[block], strategy))
-    return join(fits)
+    return concatenate(fits)
 
 
 def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy: Strategy) -> SelectedOrder:
@@ -400,9 +399,7 @@ def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy:
             return one, log_evidence(data, one, grid.volume)
 
         selected.append(select_model_order(scenes, fit, most))
-    return SelectedOrder(
-        join([one.fit for one in selected]), torch.cat([one.log_posterior for one in selected])
-    )
+    return concatenate(selected)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rismusic.array import direction, to_db
 from rismusic.crb import POSITION, unconditional_crb
+from rismusic.devices import Batch, concatenate
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import (
     Fit,
     complete_fit,
-    same_width,
     source_covariance_at,
     unpack,
 )
@@ -93,7 +94,7 @@ class Estimator(Protocol):
 
 @refuse_old_names
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Estimate:
+class Estimate(Batch):
     """Estimated sources of S scenes, the strongest first, with error bars.
 
     Built-in estimators return it; :meth:`from_sources` builds one from positions of any other estimator.
@@ -144,6 +145,7 @@ class Estimate:
     inverse_range_std: Float[Tensor, "S K"] | None = None
     position_probability: Float[Tensor, "S K"] | None = None
     impulses: Int64[Tensor, "S"] | None = None
+    shared: ClassVar[tuple[str, ...]] = ("pose",)
 
     @classmethod
     def from_sources(
@@ -307,7 +309,7 @@ class Estimate:
             # P(K >= 1), P(K >= 2), ...
             at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
             width = active.shape[1]
-            exists = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
+            exists = pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
         if self.position_probability is not None:
             exists = torch.minimum(exists, self.position_probability)
         return torch.where(active, exists, math.nan)
@@ -365,7 +367,7 @@ class Estimate:
             scenes = slice(scenes, scenes + 1)
         numbers = torch.arange(len(self))[scenes.cpu() if isinstance(scenes, Tensor) else scenes].tolist()
         return replace(
-            self._each(lambda value: value[scenes]),
+            super().__getitem__(scenes),
             warnings=[self.warnings[scene] for scene in numbers],
             method=[self.method[scene] for scene in numbers],
         )
@@ -390,30 +392,9 @@ class Estimate:
             )
         return "\n".join(line.rstrip() for line in lines)
 
-    def to(self, device: torch.device | str) -> Estimate:
-        """The same estimate on another device."""
-        return self._each(lambda value: value.to(device))
-
     def detached(self) -> Estimate:
         """A copy without gradients, of tensors that may take part in a computation of gradients."""
-        return self._each(lambda value: value.detach().clone())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Estimate:
-        probability, position = self.n_sources_probability, self.position_probability
-        return replace(
-            self,
-            sources=self.sources.each(change),
-            covariance=change(self.covariance),
-            snr_db=change(self.snr_db),
-            noise_variance=change(self.noise_variance),
-            neg_log_likelihood=change(self.neg_log_likelihood),
-            n_sources_probability=None if probability is None else change(probability),
-            p_value=change(self.p_value),
-            panel_error=None if self.panel_error is None else change(self.panel_error),
-            inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
-            position_probability=None if position is None else change(position),
-            impulses=None if self.impulses is None else change(self.impulses),
-        )
+        return self.each(lambda value: value.detach().clone())
 
 
 def _range_text(row: Position) -> str:
@@ -591,34 +572,20 @@ def warnings_of(
 
 def join_estimates(parts: list[Estimate]) -> Estimate:
     """Blocks of scenes put together, padded to the same K_max."""
-
-    def joined(values: list[Tensor]) -> Tensor:
-        return torch.cat(same_width(*values))
-
-    names = ("azimuth", "elevation", "range", "power")
-    inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
-    position = [one for part in parts if (one := part.position_probability) is not None]
-    # Only scenes that were located again under a model error have one.
-    errors = [torch.zeros_like(part.p_value) if (e := part.panel_error) is None else e for part in parts]
     erring = any(part.panel_error is not None for part in parts)
-    impulses = [one for part in parts if (one := part.impulses) is not None]
-    probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
-    # Methods and volumes differ in the largest number of sources; a number beyond it has probability 0.
-    most = max((one.shape[1] for one in probabilities), default=0)
-    probabilities = [torch.nn.functional.pad(one, (0, most - one.shape[1])) for one in probabilities]
+    most = max((one.shape[1] for part in parts if (one := part.n_sources_probability) is not None), default=0)
+
+    def alike(part: Estimate) -> Estimate:
+        probability, error = part.n_sources_probability, part.panel_error
+        if probability is not None:
+            # Methods and volumes differ in the largest number of sources.
+            probability = pad(probability, (0, most - probability.shape[1]))
+        if error is None and erring:  # only scenes that were located again under a model error have one
+            error = torch.zeros_like(part.p_value)
+        return replace(part, n_sources_probability=probability, panel_error=error)
+
     return replace(
-        parts[0],
-        sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
-        covariance=joined([part.covariance for part in parts]),
-        snr_db=joined([part.snr_db for part in parts]),
-        noise_variance=torch.cat([part.noise_variance for part in parts]),
-        neg_log_likelihood=torch.cat([part.neg_log_likelihood for part in parts]),
-        n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
-        p_value=torch.cat([part.p_value for part in parts]),
-        inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
-        position_probability=joined(position) if len(position) == len(parts) else None,
-        panel_error=torch.cat(errors) if erring else None,
-        impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
+        concatenate([alike(part) for part in parts]),
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )

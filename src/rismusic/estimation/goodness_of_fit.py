@@ -43,7 +43,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering_with_log_derivatives
-from rismusic.devices import block_size
+from rismusic.devices import Batch, block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import compiled_fits, unpack
@@ -73,7 +73,7 @@ _ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
+class Projection(Batch):
     r"""The projection :math:`\Pi` of S scenes.
 
     Args:
@@ -121,9 +121,6 @@ class Projection:
         taken = (self.fields != 0).any(-2).sum(-1).expand(-1, snapshots).sum(-1)
         tangents = (self.tangents != 0).any(-2).sum(-1)
         return (2 * (snapshots * self.fields.shape[-2] - taken) - tangents).to(self.tangents.dtype)
-
-    def __getitem__(self, scenes: slice | Tensor) -> Projection:
-        return Projection(self.fields[scenes], self.tangents[scenes])
 
     def single(self) -> Projection:
         """The same in single precision."""

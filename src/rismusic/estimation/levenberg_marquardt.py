@@ -31,11 +31,13 @@ Optimization*, chapters 6 and 10.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from rismusic.devices import Batch, choose
 
 # Value, gradient and a positive semidefinite curvature of some of the problems.
 Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U"]]
@@ -89,7 +91,7 @@ class Minimum:
 
 
 @dataclass(frozen=True, eq=False)
-class _Iterate:
+class _Iterate(Batch):
     """B problems at their current points, with the scaled system that their next steps solve."""
 
     x: Tensor
@@ -133,15 +135,6 @@ class _Iterate:
         if bool((damping < _NO_DAMPING).all()):
             return self.newton
         return _solve(self.curvature, self.gradient, self.free, self.scale, damping)[0]
-
-    def __getitem__(self, keep: Tensor) -> _Iterate:
-        return _Iterate(*(getattr(self, field.name)[keep] for field in fields(self)))
-
-    def replaced(self, where: Tensor, other: _Iterate) -> _Iterate:
-        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return _Iterate(
-            *(torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old) for old, new in pairs)
-        )
 
 
 def levenberg_marquardt(
@@ -208,7 +201,7 @@ def levenberg_marquardt(
         if better.all():
             now = new
             continue
-        now = now.replaced(better, new)
+        now = choose(better, now, new)
         if history:
             # A refused step tells of a place where the minimum is not.
             history[-1] = torch.where(better[:, None], history[-1][0], 0), history[-1][1]

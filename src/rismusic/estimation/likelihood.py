@@ -30,7 +30,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
-from rismusic.devices import blocks
+from rismusic.devices import Batch, blocks
 from rismusic.io import Recording
 from rismusic.operator import Link
 
@@ -41,7 +41,7 @@ _SMALLEST_COST = 1e-140
 
 
 @dataclass(frozen=True, eq=False)
-class SufficientStatistics:
+class SufficientStatistics(Batch):
     r"""Sufficient statistics of S scenes for given positions: inner products in float64.
 
     Args:
@@ -64,12 +64,6 @@ class SufficientStatistics:
     def size(self) -> int:
         """Number of complex samples of a scene, L M."""
         return self.energy.shape[1] * self.antennas
-
-    def __getitem__(self, scenes: Tensor | slice) -> SufficientStatistics:
-        """The statistics of some scenes."""
-        return SufficientStatistics(
-            self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.antennas
-        )
 
     def without_derivatives(self) -> SufficientStatistics:
         """The statistics without the derivatives."""

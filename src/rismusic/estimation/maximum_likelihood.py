@@ -13,20 +13,21 @@ completes a fit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int64
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import wrapped
+from rismusic.devices import Batch, choose
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
@@ -337,7 +338,7 @@ def power_noise_limits(
 
 
 @dataclass(frozen=True, eq=False)
-class FitState:
+class FitState(Batch):
     """State of a likelihood fit of S scenes.
 
     Args:
@@ -351,32 +352,6 @@ class FitState:
     value: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None
-
-    def __getitem__(self, scenes: Tensor) -> FitState:
-        """The state of some scenes."""
-        power_noise = (
-            None if self.power_noise is None else (self.power_noise[0][scenes], self.power_noise[1][scenes])
-        )
-        return FitState(self.positions[scenes], self.value[scenes], self.converged[scenes], power_noise)
-
-    def with_others(self, scenes: Int64[Tensor, "B"], others: FitState) -> FitState:
-        """A copy with some scenes replaced."""
-
-        def put(one: Tensor, other: Tensor) -> Tensor:
-            return one.index_copy(0, scenes, other)
-
-        power_noise = self.power_noise
-        if power_noise is not None and others.power_noise is not None:
-            power_noise = (
-                put(power_noise[0], others.power_noise[0]),
-                put(power_noise[1], others.power_noise[1]),
-            )
-        return FitState(
-            put(self.positions, others.positions),
-            put(self.value, others.value),
-            put(self.converged, others.converged),
-            power_noise,
-        )
 
 
 def refine(
@@ -523,7 +498,7 @@ def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Ten
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Fit:
+class Fit(Batch):
     """Sources fitted to the snapshots of S scenes.
 
     Args:
@@ -542,24 +517,6 @@ class Fit:
     neg_log_likelihood: Float[Tensor, "S"]
     noise_variance: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
-
-    def __getitem__(self, scenes: Tensor) -> Fit:
-        """The fits of some scenes."""
-        return _combine(lambda value: value[scenes], self)
-
-    def replaced(self, scenes: Int64[Tensor, "B"], others: Fit) -> Fit:
-        """A copy with some scenes taken from another fit.
-
-        Args:
-            scenes: the B scenes to replace.
-            others: fits of these B scenes, with any number of places for sources.
-        """
-
-        def put(old: Tensor, new: Tensor) -> Tensor:
-            old, new = same_width(old, new)
-            return old.index_copy(0, scenes, new)
-
-        return _combine(put, self, others)
 
 
 def nfmle(
@@ -697,31 +654,4 @@ def complete_fit(
 
 def better(one: Fit, other: Fit) -> Fit:
     """Scene by scene the likelier of two fits with the same numbers of sources."""
-    take = other.neg_log_likelihood < one.neg_log_likelihood
-    return _combine(lambda a, b: torch.where(take.reshape(-1, *[1] * (a.ndim - 1)), b, a), one, other)
-
-
-def join(parts: list[Fit]) -> Fit:
-    """Concatenate fits of blocks of scenes."""
-    return _combine(lambda *values: torch.cat(same_width(*values)), *parts)
-
-
-def _combine(change: Callable[..., Tensor], *fits: Fit) -> Fit:
-    """A fit whose fields, those of its sources included, are made from the same fields of other fits."""
-
-    def changed(objects: Sequence[Fit | Sources]) -> dict[str, Tensor]:
-        names = [field.name for field in fields(objects[0]) if field.name != "sources"]
-        return {name: change(*(getattr(one, name) for one in objects)) for name in names}
-
-    return Fit(sources=Sources(**changed([fit.sources for fit in fits])), **changed(fits))
-
-
-def same_width(*values: Tensor) -> list[Tensor]:
-    """Tensors with a source axis, padded with NaN to the same number of sources."""
-    if values[0].ndim == 1:
-        return list(values)
-    width = max(value.shape[1] for value in values)
-    missing = [
-        value.new_full((len(value), width - value.shape[1], *value.shape[2:]), torch.nan) for value in values
-    ]
-    return [torch.cat(pair, dim=1) for pair in zip(values, missing, strict=True)]
+    return choose(other.neg_log_likelihood < one.neg_log_likelihood, one, other)

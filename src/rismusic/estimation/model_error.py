@@ -48,7 +48,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
-from rismusic.devices import blocks
+from rismusic.devices import Batch, blocks
 from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
 from rismusic.estimation.goodness_of_fit import orthonormal
 from rismusic.estimation.maximum_likelihood import kernel_for, unpack
@@ -85,7 +85,7 @@ _MAX_OUTPUTS = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class ModelError:
+class ModelError(Batch):
     """The model error of S scenes that is most probable beside some sources.
 
     Args:
@@ -97,9 +97,6 @@ class ModelError:
     gain: Float[Tensor, "S"]
     panel_error: Float[Tensor, "S"]
     diffuse: Float[Tensor, "S"]
-
-    def __getitem__(self, scenes: Tensor) -> ModelError:
-        return ModelError(self.gain[scenes], self.panel_error[scenes], self.diffuse[scenes])
 
 
 def can_err(recording: Recording) -> bool:
@@ -540,7 +537,7 @@ def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
 
 
 @dataclass(frozen=True, eq=False)
-class _Residual:
+class _Residual(Batch):
     """The data without the sources' fields, for one level of the diffuse noise in each scene.
 
     Args:
@@ -586,11 +583,6 @@ class _Residual:
         rest = _outside(Q, y[..., None])[..., 0]
         field = (P * _least_squares(C, y)[..., None]).sum(-2)
         return cls(H, field, Q, rest, _freedom(active, L, M, subcarriers))
-
-    def __getitem__(self, scenes: Tensor) -> _Residual:
-        H = self.H if self.H is None else self.H[scenes]
-        rest = (self.field[scenes], self.basis[scenes], self.rest[scenes], self.freedom[scenes])
-        return _Residual(H, *rest)
 
     def normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """W with a mean eigenvalue of 1, z for a residual of unit energy, and the mean eigenvalue."""

@@ -42,6 +42,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import back_project
+from rismusic.devices import Batch
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
@@ -73,7 +74,7 @@ _PATIENCE = 2
 
 
 @dataclass(frozen=True, eq=False)
-class SelectedOrder:
+class SelectedOrder(Batch):
     """The most probable number of sources of S scenes.
 
     Args:

@@ -94,7 +94,7 @@ def pair_sweeps(
                 )
                 least, best = fit.value.view(-1, tried).min(dim=1)
                 better = (least < at.value[scenes] - MIN_GAIN_NATS).nonzero()[:, 0]
-                at = at.with_others(scenes[better], fit[better * tried + best[better]])
+                at = at.replaced(scenes[better], fit[better * tried + best[better]])
                 changed[scenes[better]] = True
         live = live[changed[live] & (count[live] > 2)]  # a single pair was compared with all others
         if len(live) == 0:

@@ -112,7 +112,7 @@ def relax_sweeps(
             scenes = scenes[better]
             if len(scenes) == 0:
                 continue
-            at = at.with_others(scenes, fit[better])
+            at = at.replaced(scenes, fit[better])
             score[scenes], changed[scenes] = new[better], True
         live = live[changed[live]]
         if len(live) == 0:
@@ -233,7 +233,7 @@ def birth_death(
         live, least, chosen = live[better], least[better], chosen[better]
         if len(live) == 0:
             break
-        at = at.with_others(live, fit[chosen])
+        at = at.replaced(live, fit[chosen])
         score[live] = least
     return at
 

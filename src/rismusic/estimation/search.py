@@ -42,7 +42,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering
-from rismusic.devices import block_size, memory_budget
+from rismusic.devices import Batch, block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
@@ -293,7 +293,7 @@ def scenes_first(value: Tensor, keep: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Residual(Batch):
     """Data of some scenes with the sources found so far projected out.
 
     Args:
@@ -305,10 +305,6 @@ class Residual:
     data: Complex[Tensor, "B L M"]
     basis: Complex[Tensor, "B _ M K"]
     noise_variance: Float[Tensor, "B"] | None = None
-
-    def __getitem__(self, scenes: slice) -> Residual:
-        noise = self.noise_variance
-        return Residual(self.data[scenes], self.basis[scenes], None if noise is None else noise[scenes])
 
 
 def project_out(

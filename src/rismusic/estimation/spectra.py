@@ -48,7 +48,7 @@ from torch import Tensor
 
 from rismusic.array import Panel, steering, steering_with_log_derivatives
 from rismusic.covariance import Covariance
-from rismusic.devices import block_size, blocks
+from rismusic.devices import Batch, block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
@@ -67,7 +67,7 @@ _REACH = 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Batch):
     """A spatial spectrum of each scene: a quadratic form of the steering vector.
 
     Args:
@@ -161,10 +161,6 @@ class Spectrum:
         A = steering(panel, azimuth, elevation, range).to(self.vectors.dtype)
         projected = self.vectors.mH @ A
         return torch.view_as_real(projected).square().sum((-3, -1))
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Spectrum:
-        """The spectra of some scenes."""
-        return Spectrum(self.vectors[scenes], self.scale[scenes], self.sharp)
 
     def _check(self, panel: Panel) -> None:
         if panel.size != self.vectors.shape[-2]:
