@@ -631,11 +631,7 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
 
 
 def check_tensors(**positions: object) -> None:
-    """Check that positions, in radians and metres, are tensors.
-
-    Raises:
-        InputError: one is a number, a list or an array.
-    """
+    """Refuse positions, in radians and metres, that are numbers, lists or arrays, not tensors."""
     for name, value in positions.items():
         if not isinstance(value, Tensor):
             raise InputError(

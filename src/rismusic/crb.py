@@ -444,15 +444,10 @@ def check_same_room(recordings: Sequence[Recording]) -> None:
 
 
 def room_covariance(J: Float[Tensor, "S U U"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S K 3 K 3"]:
-    """Inverse of the information on K positions in the room.
+    """Inverse of the information on x, y, z of K positions in the room, U = 3K.
 
-    Args:
-        J: information on x, y, z of each source, U = 3K.
-        active: which entries hold a source; the others are NaN.
-
-    Returns:
-        The covariance. A source without information in some direction has an infinite one; those of the
-        others are the bound with its position known.
+    A source without information in some direction has an infinite covariance; those of the others are the
+    bound with its position known.
     """
     K = active.shape[1]
     each = torch.arange(K, device=J.device)

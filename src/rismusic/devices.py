@@ -122,14 +122,7 @@ def device_of(device: torch.device | str) -> torch.device:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Memory budget in bytes for one block of work; temporary arrays use a quarter of it.
-
-    Args:
-        device: device of the arrays.
-
-    Raises:
-        InputError: the environment variable is not a positive number.
-    """
+    """Memory budget in bytes for one block of work; temporary arrays use a quarter of it."""
     mebibytes = budget_of_environment()
     if mebibytes is None:
         mebibytes = _DEFAULT_MIB.get(device.type, _DEFAULT_MIB["cpu"])
@@ -155,23 +148,12 @@ def budget_of_environment() -> float | None:
 
 
 def block_size(bytes_each: int, device: torch.device) -> int:
-    """Number of items whose temporary arrays fit into the budget, at least one.
-
-    Args:
-        bytes_each: size of the temporary arrays of one item.
-        device: device of the arrays.
-    """
+    """Number of items whose temporary arrays fit into the budget, at least one."""
     return max(1, memory_budget(device) // 4 // max(1, bytes_each))
 
 
 def blocks(count: int, bytes_each: int, device: torch.device) -> list[slice]:
-    """Split ``count`` items, such as scenes, into slices whose temporary arrays fit into the budget.
-
-    Args:
-        count: number of items.
-        bytes_each: size of the temporary arrays of one item.
-        device: device of the arrays.
-    """
+    """Split ``count`` items, such as scenes, into slices whose temporary arrays fit into the budget."""
     step = block_size(bytes_each, device)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 

@@ -46,11 +46,7 @@ _UNKNOWN = "unknown"
 
 
 def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
-    """Contents of a regular file of limited size. Opening a pipe or a device does not block.
-
-    Args:
-        path: the file.
-        limit: largest size in bytes.
+    """Contents of a regular file of at most ``limit`` bytes. Opening a pipe or a device does not block.
 
     Raises:
         InputError: the file is missing, is a folder, a pipe or a device, is too large, or cannot be read.
@@ -77,11 +73,7 @@ def read_beginning(path: Path, size: int) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file and its size, opened so that neither opening nor reading waits for data.
-
-    Raises:
-        InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
-    """
+    """A regular file and its size, opened so that neither opening nor reading waits for data."""
     flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
     try:
         descriptor = os.open(path, flags)
@@ -101,11 +93,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
-    """Contents of a small UTF-8 file; see :func:`read_small`.
-
-    Raises:
-        InputError: see :func:`read_small`; or the file is not UTF-8 text.
-    """
+    """Contents of a small UTF-8 file; see :func:`read_small`."""
     try:
         return read_small(path, limit=limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -132,11 +120,7 @@ def check_regular(path: Path) -> None:
 
 
 def _check_ready(path: Path, descriptor: int, found: os.stat_result) -> None:
-    """Refuse a file that reading would wait for: files of the kernel, such as /proc/kmsg, have no size.
-
-    Raises:
-        InputError: there is nothing to read yet.
-    """
+    """Refuse a file that reading would wait for: files of the kernel, such as /proc/kmsg, have no size."""
     if found.st_size == 0 and hasattr(select, "poll"):
         waiting = select.poll()
         waiting.register(descriptor, select.POLLIN)
@@ -172,14 +156,9 @@ def failure(error: Exception) -> str:
 def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) -> None:
     """Check that an output file can be written, before work starts.
 
-    Args:
-        path: the file to be written.
-        overwrite: whether an existing file may be replaced.
-        endings: allowed extensions; empty for any.
-
     Raises:
-        InputError: the extension is not allowed; the folder is missing or cannot be written; or the path is a
-            folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
+        InputError: the extension is not in ``endings``; the folder is missing or cannot be written; or the
+            path is a folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
             ``overwrite``.
     """
     if not path.name:
@@ -247,9 +226,6 @@ def writable_by_others(path: Path) -> Path | None:
     A folder is not open if it is sticky and what is in it belongs to this user. A group of the same name as
     the owner has no other members. Links count with what they point to.
 
-    Args:
-        path: an existing file or folder.
-
     Returns:
         The path itself or a folder above it; none if only this user and the system may write them. Always
         none on platforms without the permissions of POSIX.
@@ -291,17 +267,10 @@ class OutputFile:
     """A file under a random temporary name, until it is complete.
 
     The temporary file is created exclusively, so that no link of that name is followed. It has the mode of
-    the file that it replaces.
-
-    Args:
-        path: the final name.
-        overwrite: whether an existing file may be replaced.
+    the file that it replaces. Errors are those of :func:`check_output`.
 
     Attributes:
         temporary: the temporary name, in the same folder and with the same extension.
-
-    Raises:
-        InputError: see :func:`check_output`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -317,12 +286,7 @@ class OutputFile:
             os.close(descriptor)
 
     def commit(self) -> None:
-        """Give the complete file its name. After a power cut the file is either the old or the new one.
-
-        Raises:
-            InputError: see :func:`check_output`.
-            OSError: the file cannot be written.
-        """
+        """Give the complete file its name; see :func:`publish`."""
         publish(self.temporary, self.path, overwrite=self._overwrite)
 
     def discard(self) -> None:
@@ -331,12 +295,7 @@ class OutputFile:
 
 
 def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Give a complete file its name. After a power cut the file is either the old or the new one.
-
-    Args:
-        temporary: the complete file, in the same folder.
-        path: its name.
-        overwrite: whether to replace an existing file.
+    """Give a complete file in the same folder its name. After a power cut it is the old or the new one.
 
     Raises:
         InputError: see :func:`check_output`; or another process has written the file meanwhile.
@@ -382,22 +341,14 @@ def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a text file as UTF-8; see :func:`replace_file`.
-
-    Raises:
-        InputError: see :func:`replace_file`.
-    """
+    """Write a text file as UTF-8; see :func:`replace_file`."""
     with replace_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
+    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`."""
     try:
         yield
     except OSError as error:
@@ -408,13 +359,9 @@ def writing(path: Path) -> Iterator[None]:
 def locked(path: Path, field: str, sentence: str) -> Iterator[None]:
     """Hold a lock file with the number of this process. It ends with the process, however that ends.
 
-    Args:
-        path: the lock file.
-        field: what it locks, for the error message.
-        sentence: what to say if another process holds the lock.
-
     Raises:
-        InputError: another process holds the lock, or the file is something else or cannot be written.
+        InputError: another process holds the lock (``sentence``), or the file is something else or cannot be
+            written.
     """
     check_not_link(path)
     if path.exists() and path.stat().st_size and _holder(path) == _UNKNOWN:

@@ -48,13 +48,9 @@ def usable_cores() -> int:
 def default_division(blocks: int, cores: int, *, threaded: bool = True) -> tuple[int, int]:
     """Numbers of processes and of threads among which blocks of scenes are divided by default.
 
-    Threads start at once and share what is in memory, but run Python in one of them at a time. Starting a
-    process takes about as long as one block, so that each needs two.
-
-    Args:
-        blocks: number of blocks.
-        cores: number of cores.
-        threaded: whether the method is known to be safe in several threads.
+    Threads start at once and share what is in memory, but run Python in one of them at a time, and not every
+    method is safe in several (``threaded``). Starting a process takes about as long as one block, so that
+    each needs two.
     """
     processes = min(cores, max(1, blocks // 2))
     if threaded and processes <= MOST_THREADS:

@@ -203,12 +203,7 @@ def plot_scene(
 
 
 def scene_figure(scene: Scene, *, width_mm: float | None = None) -> Figure:
-    """One scene in space and from above, with one legend.
-
-    Args:
-        scene: the scene.
-        width_mm: printed width of the figure.
-    """
+    """One scene in space and from above, with one legend."""
     width = _SCENE_INCHES if width_mm is None else width_mm / _MM_PER_INCH
     stacked = width * _MM_PER_INCH < 2 * _PANEL_MM
     # Height over width of what the two views show; the axes and the legend need some inches more.

@@ -83,11 +83,7 @@ class Registry:
             ) from error
 
     def check(self, name: str) -> str:
-        """Return the name if it is known.
-
-        Raises:
-            InputError: it is not.
-        """
+        """Return the name if it is known; otherwise raise an error."""
         if name not in self:
             raise unknown_name("kind", self.kind, name, self.names())
         return name

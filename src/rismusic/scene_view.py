@@ -58,12 +58,7 @@ def jacobian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"
 def cartesian_covariance(
     positions: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch 3 3"]:
-    """C = J Sigma J^T, square metres.
-
-    Args:
-        positions: azimuth (rad), elevation (rad) and range (m).
-        covariance: Sigma, of these three.
-    """
+    """C = J Sigma J^T, square metres."""
     J = jacobian(positions)
     return J @ covariance.double() @ J.mT
 
@@ -91,18 +86,10 @@ def ellipsoid(
 def ellipse_from_above(
     position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume
 ) -> tuple[Float[Tensor, "_ 3"], bool]:
-    r"""The error ellipse of one source in x and z, whatever its height.
+    r"""The error ellipse of one source in x and z, whatever its height, in metres; see :func:`ellipsoid`.
 
     The outline of the ellipsoid seen from above, :math:`C n / \sqrt{n^T C n}` for every direction n in the
     plane, at the size that holds both coordinates with the probability ``CONFIDENCE``.
-
-    Args:
-        position: see :func:`ellipsoid`.
-        covariance: see :func:`ellipsoid`.
-        volume: see :func:`ellipsoid`.
-
-    Returns:
-        The outline in metres, whose last point equals the first, and whether the volume clipped it.
     """
     C = cartesian_covariance(position, covariance)
     turn = torch.linspace(0, 2 * math.pi, 49, dtype=torch.float64)

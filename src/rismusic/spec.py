@@ -55,11 +55,7 @@ JsonNumber = float | Literal["nan", "inf", "-inf"] | None
 
 
 def check_figure_width(width_mm: float) -> float:
-    """The printed width of a figure.
-
-    Raises:
-        InputError: the width cannot be printed.
-    """
+    """The printed width of a figure."""
     if not 40.0 <= width_mm <= 1000.0:
         raise InputError(
             "figure_width",

@@ -101,10 +101,8 @@ def covariance_through_panel(
 ) -> Complex[Tensor, "S M M"]:
     r"""Covariance :math:`I + \tau H D H^H` of white noise and of noise that enters through the panel.
 
-    Args:
-        H: channel; :math:`H D H^H` is scaled to the trace M.
-        level: tau of each scene.
-        reflected: diagonal of D, [..., 1, N].
+    :math:`H D H^H` is scaled to the trace M. ``level`` is :math:`\tau`, ``reflected`` [..., 1, N] the
+    diagonal of D.
     """
     spread = (H * reflected) @ H.mH
     M = H.shape[-2]
@@ -122,19 +120,11 @@ def whiten(
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """Result of :func:`calibrate` for S scenes.
+    """Result of :func:`calibrate` for S scenes."""
 
-    Args:
-        sources: azimuth, elevation, range of up to K sources, NaN where there is none, [S, K].
-        covariance: error covariance of azimuth (rad), elevation (rad) and range (m) with unknown responses
-            and symbols, [S, K, 3, 3]; NaN where there is no source.
-        response: 1 + e, [S, N] complex.
-        converged: [S].
-    """
-
-    sources: Sources
-    covariance: Float[Tensor, "S K 3 3"]
-    response: Complex[Tensor, "S N"]
+    sources: Sources  # azimuth, elevation, range
+    covariance: Float[Tensor, "S K 3 3"]  # of azimuth (rad), elevation (rad), range (m)
+    response: Complex[Tensor, "S N"]  # 1 + e
     converged: Bool[Tensor, "S"]
 
 

@@ -88,22 +88,13 @@ BARTLETT = SpectrumMethod(lambda covariance, _: bartlett(covariance), subspace=F
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a search of the grid prepares the fit.
+    """How a search of the grid prepares the fit."""
 
-    Args:
-        sbl: whether the peaks of a sparse Bayesian power map are a second start beside OMP.
-        relax: whether RELAX sweeps improve each start before the last refinement.
-        criterion: likelihood of search, sweeps and refinement. Two starts are always compared by the
-            unconditional likelihood.
-        sweeps: maximum number of RELAX sweeps.
-        iterations: iterations of the SBL fixed point.
-    """
-
-    sbl: bool
-    relax: bool
-    criterion: Criterion = "conditional"
-    sweeps: int = 4
-    iterations: int = 15
+    sbl: bool  # whether peaks of a sparse Bayesian power map are a second start beside OMP
+    relax: bool  # whether RELAX sweeps improve each start before the last refinement
+    criterion: Criterion = "conditional"  # of search, sweeps and refinement; starts compare unconditionally
+    sweeps: int = 4  # of RELAX, at most
+    iterations: int = 15  # of the SBL fixed point
 
 
 STRATEGIES = {
@@ -115,11 +106,7 @@ STRATEGIES = {
 
 
 class ClassicalEstimator:
-    """One of the methods above.
-
-    Args:
-        spec: method, search volume and so on.
-    """
+    """One of the methods above, with its search volume and settings."""
 
     def __init__(self, spec: LocateSpec) -> None:
         self.spec = spec
@@ -152,11 +139,7 @@ class ClassicalEstimator:
 
 
 def counts_of(recording: Recording, n_sources: NSources, volume: Volume) -> Int64[Tensor, "S"] | None:
-    """The number of sources of each scene, checked against what the data can identify; ``None`` for ``auto``.
-
-    Raises:
-        InputError: see :func:`~rismusic.estimation.noise.check_fit`.
-    """
+    """The number of sources of each scene, as :func:`check_fit` accepts it; ``None`` for ``auto``."""
     if isinstance(n_sources, str):
         return None
     if isinstance(n_sources, int):
@@ -166,14 +149,7 @@ def counts_of(recording: Recording, n_sources: NSources, volume: Volume) -> Int6
 
 
 def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
-    """Fit a given number of sources to each scene.
-
-    Args:
-        recording: S scenes.
-        count: K of each scene, from :func:`counts_of`.
-        grid: the search grid.
-        spec: method, criterion, polish.
-    """
+    """Fit a given number of sources to each scene."""
     if int(count.max()) == 0:
         return fit_nothing(recording)
     if spec.method in STRATEGIES:
@@ -206,12 +182,6 @@ def with_fewer_sources(
 
     The search with fewer sources may have ended at another maximum of the likelihood, which one more source
     made up for.
-
-    Args:
-        recording: S scenes, whose numbers of sources have a uniform prior.
-        selected: the most probable numbers and their fits.
-        volume: the search volume.
-        criterion: of the fits.
     """
     fit, log_posterior = selected.fit, selected.log_posterior.clone()
     left = (fit.sources.active.sum(-1) > 1).nonzero()[:, 0]
@@ -239,12 +209,6 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     The sources are searched in turn, each with its own pilots, in what the others leave of the data, and all
     are fitted together after each turn. Two rounds are made from each source as the first one, and the
     likeliest result is kept: the source that is searched first may be lost in the field of the others.
-
-    Args:
-        recording: S stacked scenes with known symbols.
-        n_sources: the number of pilots, or ``auto``, which is the same.
-        grid: the search grid.
-        spec: criterion.
 
     Raises:
         InputError: another number of sources.
@@ -295,14 +259,7 @@ def fit_nothing(recording: Recording) -> Fit:
 
 
 def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: LocateSpec) -> Estimate:
-    """Refine an estimate from whitened snapshots jointly with the responses of the panel's elements.
-
-    Args:
-        estimate: from ``recording``, whitened.
-        recording: as recorded.
-        volume: the search volume.
-        spec: the settings, with a positive ``panel_error``.
-    """
+    """Refine an estimate from whitened snapshots jointly with the responses of the panel's elements."""
     sources, noise = estimate.sources, noise_of(recording).double()
     covariance, converged = estimate.covariance, torch.ones_like(noise, dtype=torch.bool)
     if spec.polish and sources.azimuth.shape[1]:
@@ -325,11 +282,7 @@ def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: L
 
 
 def spectrum_method(name: str) -> SpectrumMethod:
-    """The registered spectrum of that name.
-
-    Raises:
-        InputError: no spectrum has this name.
-    """
+    """The registered spectrum of that name."""
     return SpectrumMethod.of(SPECTRA.get(name))
 
 
@@ -363,12 +316,6 @@ def fit_from_search(
     recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, strategy: Strategy
 ) -> Fit:
     """Fit a given number of sources to each scene, from starts that a search of the grid finds.
-
-    Args:
-        recording: S scenes.
-        count: K of each scene, from :func:`counts_of`.
-        grid: the search grid, of the recording's panel.
-        strategy: which starts.
 
     Raises:
         InputError: the grid is of another panel.
@@ -404,19 +351,11 @@ def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy:
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """Starts of the fits of S scenes, for any number of sources up to a largest one.
-
-    Args:
-        search: search of the grid for these scenes.
-        path: [S, K_max, K_max, 3] azimuth, elevation, 1/range of OMP after each source: row K - 1 holds K of
-            them.
-        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; none without a map, or where the
-            grid has fewer points than sources.
-    """
+    """Starts of the fits of S scenes, for any number of sources up to a largest one."""
 
     search: GridSearch
-    path: Float[Tensor, "S K K 3"]
-    peaks: Float[Tensor, "S C 3"]
+    path: Float[Tensor, "S K K 3"]  # OMP after each source: row K - 1 holds K of them
+    peaks: Float[Tensor, "S C 3"]  # highest first, of the SBL map; none where there is none
 
     @classmethod
     def prepare(cls, search: GridSearch, count: Int64[Tensor, "S"], strategy: Strategy) -> Starts:

@@ -145,16 +145,7 @@ def diagnosed(
     spec: LocateSpec,
     refit: Refit | None = None,
 ) -> Estimate:
-    """Test the estimate of each scene, and locate the scenes again that depart from the signal model.
-
-    Args:
-        recording: S scenes.
-        estimate: as located.
-        n_sources: the number of sources, or ``auto``.
-        make: makes the estimator from settings.
-        spec: the settings.
-        refit: fits other numbers of sources to the scenes; the estimator does if none.
-    """
+    """Test the estimate of each scene, and locate the scenes again that depart from the signal model."""
     if estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
     as_recorded, recording, estimate = recording, recording.stacked(), estimate.detached()
@@ -314,19 +305,12 @@ def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
 
 @dataclass(frozen=True, eq=False)
 class _Evidence:
-    """Log evidence (nats) of 0, 1, ... sources in S scenes; minus infinity where a number was not tried.
+    """Log evidence (nats) of 0, 1, ... sources in S scenes; minus infinity where a number was not tried."""
 
-    Args:
-        none: without a model error.
-        error: with the most probable model error.
-        panel_error: epsilon of that error.
-        diffuse: tau of that error.
-    """
-
-    none: Float[Tensor, "S counts"]
-    error: Float[Tensor, "S counts"]
-    panel_error: Float[Tensor, "S counts"]
-    diffuse: Float[Tensor, "S counts"]
+    none: Float[Tensor, "S counts"]  # without a model error
+    error: Float[Tensor, "S counts"]  # with the most probable model error
+    panel_error: Float[Tensor, "S counts"]  # epsilon of that error
+    diffuse: Float[Tensor, "S counts"]  # tau of that error
 
     @classmethod
     def empty(cls, scenes: int, most: int, device: torch.device) -> _Evidence:
@@ -390,11 +374,6 @@ def _coherence_p_value(
 
     The delay of a path turns its symbols from subcarrier to subcarrier, so that those of each one are
     compared, and their p-values combined (Fisher).
-
-    Args:
-        at: sufficient statistics at the sources of S scenes.
-        estimate: of these scenes.
-        subcarriers: F, whose snapshots come one after the other.
 
     Returns:
         p_ij; 1 on the diagonal and without a source.

@@ -94,14 +94,7 @@ class Projection(Batch):
         active: Bool[Tensor, "S K"],
         free: Bool[Tensor, "S K 3"],
     ) -> Projection:
-        """The projection orthogonal to the sources' fields and to their derivatives by the free coordinates.
-
-        Args:
-            recording: S scenes.
-            positions: azimuth (rad), elevation (rad), inverse range (1/m), float64; finite throughout.
-            active: which entries hold a source.
-            free: which coordinates are free.
-        """
+        """What the sources explain, with the coordinates that are free."""
         azimuth, elevation, q = positions.unbind(-1)
         A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
         D = slopes * A[..., None]
@@ -255,12 +248,7 @@ def _outlier(recording: Recording, off: Projection) -> str:
 
 
 def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S 2 Q"]:
-    """Logarithm of John's statistic T at the receiver and on the panel.
-
-    Args:
-        link: of the S scenes.
-        rest: Q residuals of each scene.
-    """
+    """Logarithm of John's statistic T at the receiver and on the panel."""
     if link.coherent:
         rest, link = link.separate(rest)
     energy = torch.view_as_real(rest).square().sum((-3, -2, -1)).log()
@@ -292,15 +280,7 @@ def _is_compiled(rest: Complex[Tensor, "S Q L M"], back: Complex[Tensor, "*S M N
 def null_sphericity(
     link: Link, off: Projection, snapshots: int, outputs: int, draws: int = _DRAWS
 ) -> Float[Tensor, "S 2 Q"]:
-    """:func:`sphericity` of the residual of noise alone; the same seeded noise for every scene.
-
-    Args:
-        link: of the S scenes.
-        off: what is projected off.
-        snapshots: L.
-        outputs: M.
-        draws: Q.
-    """
+    """:func:`sphericity` of the residual of noise alone; the same seeded noise for every scene."""
     generator = torch.Generator().manual_seed(_SEED)
     noise = torch.randn(draws, snapshots, outputs, dtype=torch.complex64, generator=generator)
     noise, off = noise.to(off.fields.device), off.single()

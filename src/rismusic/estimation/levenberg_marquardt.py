@@ -77,17 +77,11 @@ class FitOptions:
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Result of :func:`levenberg_marquardt`.
-
-    Args:
-        point: [S, U].
-        value: [S], within rounding and the square of the tolerance.
-        converged: [S] whether the Newton decrement fell to the tolerance.
-    """
+    """Result of :func:`levenberg_marquardt`."""
 
     point: Float[Tensor, "S U"]
-    value: Float[Tensor, "S"]
-    converged: Bool[Tensor, "S"]
+    value: Float[Tensor, "S"]  # within rounding and the square of the tolerance
+    converged: Bool[Tensor, "S"]  # whether the Newton decrement fell to the tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +146,8 @@ def levenberg_marquardt(
     Args:
         evaluate: value, gradient g and curvature F, for the problems of the given numbers.
         start: moved into the box first.
-        lower: an unknown whose limits meet is held there.
-        upper: see ``lower``.
+        lower: lower limits; an unknown whose limits meet is held.
+        upper: upper limits.
         steps: maximum number of evaluations after the one at the start.
         tolerance: largest Newton decrement at convergence.
         first: the result of ``evaluate`` for all problems at the start, inside the box, if it is known.

@@ -96,13 +96,8 @@ def sufficient_statistics(
 ) -> SufficientStatistics:
     """Compute the sufficient statistics at given source positions.
 
-    Args:
-        recording: S scenes.
-        positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
-        active: which columns hold a source.
-        derivatives: whether to include B_l, the derivatives by azimuth, elevation and inverse range.
-        link: the recording's, or the same as one matrix for all snapshots (:func:`as_one_matrix`), which is
-            faster where many positions are tried.
+    ``link`` is that of the recording as one matrix for all snapshots (:func:`as_one_matrix`), which is faster
+    where many positions are tried.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
@@ -194,21 +189,13 @@ def conditional(
 def unconditional(
     stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
-    r"""Negative unconditional log-likelihood with its exact gradient and Fisher information.
+    r"""Negative unconditional log-likelihood (nats) with its exact gradient and Fisher information.
 
     .. math:: g_i = \sum_l \left[ \mathrm{tr}(W_l R'_{il}) - y_l^H W_l R'_{il} W_l y_l \right], \qquad
         J_{ij} = \sum_l \mathrm{tr}(W_l R'_{il} W_l R'_{jl}), \qquad W_l = R_l^{-1}.
 
     The unknowns are the coordinates (where the statistics hold derivatives), then :math:`\log p_k`, then
-    :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1.
-
-    Args:
-        stats: with derivatives or without.
-        power: p of each source; ignored where there is no source.
-        noise_variance: sigma^2.
-
-    Returns:
-        Value in nats, gradient and Fisher information.
+    :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1. Powers are ignored where there is no source.
     """
     p = torch.where(stats.active, power, 0)
     inverse = _InverseCovariance(stats.gram, p, noise_variance)
@@ -247,18 +234,9 @@ def fisher_information(
     .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
         R_l^{-1} \frac{\partial R_l}{\partial j} \right).
 
-    Everything follows from Gram matrices by Woodbury's identity, so that no M x M matrix is inverted.
-
-    Args:
-        gram: :math:`X_l^H X_l` of the K columns of :math:`C_l = G_l A` and, behind them, their derivatives by
-            the three coordinates of each source (source slow, coordinate fast).
-        power: p; 0 where there is no source.
-        noise_variance: sigma^2.
-        antennas: M.
-        repeats: how many snapshots each of the L matrices stands for.
-
-    Returns:
-        J for the coordinates, then log p, then log sigma^2: U = 3K + K + 1, or K + 1 without derivatives.
+    Everything follows from Gram matrices (:class:`SufficientStatistics`) by Woodbury's identity, so that no M
+    x M matrix is inverted. Each of the L matrices stands for ``repeats`` snapshots. The unknowns are those of
+    :func:`unconditional`.
     """
     inverse = _InverseCovariance(gram, power, noise_variance, ridge=0.0)
     return inverse.information(antennas, repeats * gram.shape[1])[0]
@@ -269,24 +247,15 @@ class _Order:
     """Indices by which the Fisher information is put together, and constants, for K sources.
 
     Columns of X: K fields and behind them 3K derivatives. Unknowns: 3K coordinates and behind them K powers.
-
-    Args:
-        owner: source of each column.
-        owners: K owner[i] + owner[j] for each pair of columns.
-        unknown_owner: source of each unknown.
-        weight: 1 for a coordinate, 1/2 for a power.
-        from_parts: place of each unknown where the unknowns of each source follow one another, power last.
-        own: K i + owner[i] of the column i of each unknown.
-        conjugate: (1, -1).
     """
 
-    owner: Int64[Tensor, "C"]
-    owners: Int64[Tensor, "C2"]
-    unknown_owner: Int64[Tensor, "C"]
-    weight: Float[Tensor, "C"]
-    from_parts: Int64[Tensor, "C"]
-    own: Int64[Tensor, "C"]
-    conjugate: Float[Tensor, "2"]
+    owner: Int64[Tensor, "C"]  # source of each column
+    owners: Int64[Tensor, "C2"]  # K owner[i] + owner[j] for each pair of columns
+    unknown_owner: Int64[Tensor, "C"]  # source of each unknown
+    weight: Float[Tensor, "C"]  # 1 for a coordinate, 1/2 for a power
+    from_parts: Int64[Tensor, "C"]  # place of each unknown among those of its source, power last
+    own: Int64[Tensor, "C"]  # K i + owner[i] of the column i of each unknown
+    conjugate: Float[Tensor, "2"]  # (1, -1)
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -316,12 +285,8 @@ class _Order:
 class _InverseCovariance:
     """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity, which also holds at p = 0.
 
-    Args:
-        gram: X^H X with X = [C, derivatives of C].
-        power: p, 0 where there is no source.
-        noise_variance: sigma^2.
-        ridge: added to a unit diagonal, for estimates with two sources in the same place. The bound of true
-            positions does without, since the ridge would bias it at very high SNR.
+    The ridge is for estimates with two sources in the same place. The bound of true positions does without,
+    since it would bias it at very high SNR.
     """
 
     def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:

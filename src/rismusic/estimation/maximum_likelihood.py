@@ -169,11 +169,7 @@ def fit_powers(
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Powers and, unless it is known, noise variance that maximise the unconditional likelihood.
 
-    Args:
-        noise_variance: sigma^2; ``None`` if unknown.
-        at: sufficient statistics without derivatives.
-        options: when to stop.
-        limits: result of :func:`power_noise_limits`, if already computed.
+    ``limits`` are those of :func:`power_noise_limits`, if already computed.
 
     Returns:
         Powers [S, K] (0 where there is no source, and in scenes of zeros), noise variance [S], negative
@@ -194,12 +190,7 @@ def fit_powers(
 
 
 class _Factor:
-    """The unknowns of :math:`P = T T^H` and sigma^2: log T_kk, entries of T below its diagonal, log sigma^2.
-
-    Args:
-        noise_variance: sigma^2; ``None`` if unknown.
-        at: sufficient statistics without derivatives.
-    """
+    """The unknowns of :math:`P = T T^H` and sigma^2: log T_kk, T below its diagonal, log sigma^2."""
 
     def __init__(self, noise_variance: Tensor | None, at: SufficientStatistics) -> None:
         self.K = K = at.active.shape[1]
@@ -234,10 +225,6 @@ def fit_source_covariance(
 ) -> tuple[Complex[Tensor, "S K K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Source covariance and, unless it is known, noise variance that maximise the unconditional likelihood.
 
-    Args:
-        noise_variance: sigma^2; ``None`` if unknown.
-        at: sufficient statistics without derivatives.
-
     Returns:
         P [S, K, K] (0 where there is no source), noise variance [S], negative log-likelihood [S] in nats.
     """
@@ -262,15 +249,7 @@ def refine_correlated(
     volume: Volume,
     options: FitOptions = THOROUGH,
 ) -> FitState:
-    """Refine positions by the unconditional likelihood of correlated sources.
-
-    Args:
-        recording: S scenes.
-        fit: of independent sources.
-        active: which entries hold a source.
-        volume: see :func:`nfmle`.
-        options: see :func:`nfmle`.
-    """
+    """Refine a fit of independent sources by the unconditional likelihood of correlated ones."""
     K, parts = active.shape[1], []
     for block in scene_blocks(recording, 4 * active.shape[1]):
         part, x, there = recording[block], fit.positions[block], active[block]
@@ -339,19 +318,12 @@ def power_noise_limits(
 
 @dataclass(frozen=True, eq=False)
 class FitState(Batch):
-    """State of a likelihood fit of S scenes.
-
-    Args:
-        positions: azimuth, elevation, 1/range.
-        value: negative log-likelihood (nats, up to a constant of the criterion).
-        converged: whether the fit converged.
-        power_noise: powers [S, K] and noise variance [S] of the unconditional likelihood; otherwise ``None``.
-    """
+    """State of a likelihood fit of S scenes."""
 
     positions: Float[Tensor, "S K 3"]
-    value: Float[Tensor, "S"]
+    value: Float[Tensor, "S"]  # negative log-likelihood (nats, up to a constant of the criterion)
     converged: Bool[Tensor, "S"]
-    power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None
+    power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None  # of the unconditional likelihood
 
 
 def refine(
@@ -366,15 +338,8 @@ def refine(
 ) -> FitState:
     """Fit positions from a start, as :func:`nfmle` does, on plain tensors.
 
-    Args:
-        recording: S scenes.
-        positions: azimuth, elevation, 1/range of the start.
-        active: which entries hold a source.
-        volume: see :func:`nfmle`.
-        criterion: see :func:`nfmle`.
-        options: see :func:`nfmle`.
-        power_noise: initial powers and noise variance of the unconditional likelihood. If ``None``, they are
-            fitted at the start or taken from least squares, as ``options`` says.
+    ``power_noise`` are initial powers and noise variance of the unconditional likelihood. Without them, they
+    are fitted at the start or taken from least squares, as ``options`` says.
     """
     kernel = kernel_for(recording)
     fit = _fit_positions if kernel is None else kernel.fit_positions
@@ -597,12 +562,11 @@ def complete_fit(
 
     Args:
         recording: S scenes.
-        positions: azimuth, elevation, 1/range.
+        positions: of the sources.
         active: which entries hold a source.
         converged: whether the positions are those of a converged fit.
         volume: the box in which the positions were fitted; ``None`` if they were given.
-        end: state of the fit that ended at these positions, whose powers are kept. Without one, or without
-            powers in it, the powers are fitted.
+        end: state of the fit that ended there, whose powers are kept. Without powers in it, they are fitted.
     """
     recording = recording.stacked()
     _, L, M = recording.snapshots.shape

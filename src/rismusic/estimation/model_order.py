@@ -214,12 +214,7 @@ def _with_correlations(
 
 
 def mdl(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:
-    """The number of sources by the minimum description length (MDL).
-
-    Args:
-        recording: S scenes.
-        panel: use the snapshots back-projected to the panel instead of those at the receiver.
-    """
+    """The number of sources by the minimum description length (MDL)."""
     values, snapshots = eigenvalues(recording, panel=panel)
     return _criterion(values, snapshots, 1.0, math.log(snapshots) / 2)
 

@@ -25,23 +25,15 @@ def most_sources(recording: Recording, volume: Volume | None) -> int:
     r"""Largest number of sources that L snapshots of M outputs identify: fewer unknowns than real numbers.
 
     Real numbers: 2 L M. Unknowns: 2 L K of the symbols, D K coordinates, the noise variance. The D
-    :meth:`~rismusic.estimation.grid.Volume.coordinates` of a source are three, or two for a line.
-
-    Args:
-        recording: S stacked scenes.
-        volume: the search volume; ``None`` if the positions are known (D = 0).
+    :meth:`~rismusic.estimation.grid.Volume.coordinates` of a source are three, or two for a line, and none
+    without a volume, for known positions.
     """
     _, L, M = recording.snapshots.shape
     return (2 * L * M - 2) // (2 * L + (0 if volume is None else volume.coordinates(recording.panel)))
 
 
 def check_fit(recording: Recording, count: Int64[Tensor, "S"], volume: Volume | None) -> None:
-    """Check that the data can be fitted with these numbers of sources.
-
-    Args:
-        recording: S stacked scenes.
-        count: K of each scene.
-        volume: see :func:`most_sources`.
+    """Check that stacked scenes can be fitted with these numbers of sources.
 
     Raises:
         InputError: no scene, snapshots that are not finite, a noise variance that is not positive, numbers of
@@ -84,15 +76,8 @@ def noise_from_fit(
 
     .. math:: \hat\sigma^2 = \frac{f}{L M - L K - C / 2}
 
-    The K symbols of each snapshot take one complex degree of freedom each, a fitted coordinate half of one.
-
-    Args:
-        cost: f of each scene.
-        count: K of each scene, within :func:`most_sources`.
-        coordinates: C, the coordinates of all sources that were fitted
-            (:meth:`~rismusic.estimation.grid.Volume.free_coordinates`).
-        snapshots: L.
-        outputs: M.
+    The K symbols of each snapshot take one complex degree of freedom each, a fitted coordinate half of one. C
+    counts those of all sources (:meth:`~rismusic.estimation.grid.Volume.free_coordinates`).
     """
     return cost / (snapshots * (outputs - count) - coordinates / 2)
 

@@ -53,12 +53,8 @@ def pair_sweeps(
 ) -> FitState:
     """Remove each pair of sources in turn, search it again, and keep the re-fit where it is likelier.
 
-    Args:
-        search: search of the grid for S scenes, for which :func:`can_search_pairs`.
-        start: the fit to improve, converged under the same criterion.
-        active: which entries hold a source; entries without one come last.
-        criterion: likelihood of the re-fits.
-        sweeps: maximum number of sweeps over all pairs.
+    The scenes have to be such that :func:`can_search_pairs`, and the start converged under the same
+    criterion.
 
     Returns:
         The fit, roughly refined where a pair changed. No scene is less likely than at the start.
@@ -109,15 +105,7 @@ def pairs_beside(
     active: Bool[Tensor, "B C"],
     most: int,
 ) -> Int64[Tensor, "B _ 2"]:
-    """The pairs of points that explain the most energy beside C other sources, the best first.
-
-    Args:
-        recording: B scenes.
-        fields: see :func:`best_pairs`.
-        positions: azimuth, elevation, 1/range of the other sources.
-        active: which entries hold one; entries without one come last.
-        most: see :func:`best_pairs`.
-    """
+    """The pairs of points that explain the most energy beside C other sources, see :func:`best_pairs`."""
     rest = project_out(recording, positions, active)
     if positions.shape[1]:
         energy, basis = fields.abs().square().sum(-2, keepdim=True), rest.basis.to(fields.dtype)
@@ -129,13 +117,10 @@ def pairs_beside(
 def best_pairs(
     fields: Complex[Tensor, "_ T M P"], data: Complex[Tensor, "B L M"], most: int
 ) -> Int64[Tensor, "B _ 2"]:
-    """The pairs of points that explain the most energy, the best first.
+    """The pairs of points that explain the most energy, the best first; all if there are not ``most``.
 
-    Args:
-        fields: of P points at the receiver, zero for those that are left out. The first axis has length 1
-            where all scenes have the same, the second where all snapshots have.
-        data: snapshots of B scenes.
-        most: number of pairs, or all if there are fewer.
+    The fields of P points at the receiver are zero for those that are left out. Their first axis has length 1
+    where all scenes have the same, the second where all snapshots have.
     """
     gram = fields.mH @ fields
     pull = fields.mH @ data.unflatten(1, (fields.shape[1], -1)).mT

@@ -67,25 +67,14 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True, eq=False)
 class PanelFit:
-    """Result of :func:`fit_panel`.
+    """Result of :func:`fit_panel`."""
 
-    Args:
-        response: 1 + e.
-        response_std: its standard deviation.
-        offsets: d in metres.
-        sources: positions of each scene.
-        noise: noise variance of each scene after the fit, with everything that the model does not explain.
-        remaining_error: root mean square of the response errors that change from snapshot to snapshot or
-            scene to scene.
-        converged: whether the fit converged.
-    """
-
-    response: Complex[Tensor, "N"]
+    response: Complex[Tensor, "N"]  # 1 + e
     response_std: Float[Tensor, "N"]
-    offsets: Float[Tensor, "N 3"]
+    offsets: Float[Tensor, "N 3"]  # d in metres
     sources: Sources
-    noise: Float[Tensor, "S"]
-    remaining_error: float
+    noise: Float[Tensor, "S"]  # noise variance after the fit, with all that the model does not explain
+    remaining_error: float  # RMS of the response errors that change between snapshots or scenes
     converged: bool
 
 
@@ -159,15 +148,7 @@ class Unknowns:
 
 
 class Problem:
-    """Scenes with independent symbols; evaluates the objective and the equations of a step.
-
-    Args:
-        recording: S whitened scenes with noise variance.
-        active: which entries hold a source.
-        power: prior powers of the symbols.
-        volume: the box that bounds the positions.
-        known_positions: whether the positions are held.
-    """
+    """Scenes with independent symbols; evaluates the objective and the equations of a step."""
 
     def __init__(
         self,
@@ -465,13 +446,7 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
 
 
 def error_in_new_scenes(recording: Recording, sources: Sources, fit: PanelFit) -> float:
-    """Root mean square of the response errors of a fitted panel in scenes that the fit has not seen.
-
-    Args:
-        recording: S scenes with the nominal panel.
-        sources: their positions under the fitted panel.
-        fit: of other scenes.
-    """
+    """RMS of the response errors of a fitted panel in scenes, with its sources, that the fit has not seen."""
     positions, active = unpack(sources, recording)
     plain = whitened(recording, 0.0)
     codes = fit.response if plain.codes is None else plain.codes * fit.response
@@ -499,13 +474,8 @@ def _error_in_noise(
     Such errors have the covariance of the whitening, coloured like the field, and noise is white. With
     Gaussian symbols the snapshots have the covariance of symbols, errors and noise together. In a directly
     sampled array the errors are as white as noise; they are taken to be 0 if the noise variance is not known.
-
-    Args:
-        problem: scenes that are not whitened.
-        at: the panel, and positions.
-        noise: variance of noise and errors together, where the noise variance is not known.
-        known_noise: whether the noise variance of the problem is that of the noise alone.
-        share: share of the residual that the fit has removed.
+    With ``known_noise`` the noise variance of the problem is that of the noise alone; otherwise ``noise`` is
+    that of noise and errors together. ``share`` is the share of the residual that the fit has removed.
     """
     link, y = problem.link, problem.y
     M = y.shape[-1]

@@ -154,12 +154,7 @@ def on_axes(positions: Float[Tensor, "*batch 3"], grid: SearchGrid) -> Float[Ten
 
 
 def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
-    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak.
-
-    Args:
-        positions: azimuth, elevation, 1/range of K sources.
-        grid: defines beam width and volume.
-    """
+    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak."""
     center = on_axes(positions, grid)
     width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
     u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)

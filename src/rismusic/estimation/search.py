@@ -71,15 +71,10 @@ _STRONG, _DOMINANCE = 4, 2.0
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """The points of a grid that lie inside its volume, as columns of large matrix products.
-
-    Args:
-        grid: the grid.
-        points: [P] numbers of its points that are inside.
-    """
+    """The points of a grid that lie inside its volume, as columns of large matrix products."""
 
     grid: SearchGrid
-    points: Int64[Tensor, "P"]
+    points: Int64[Tensor, "P"]  # numbers of the points that are inside
 
     @classmethod
     def of(cls, grid: SearchGrid) -> Dictionary:
@@ -134,17 +129,9 @@ class Dictionary:
             |c_l \odot a_p|^2 - \sum_{j \le J} |v_j^H (c_l \odot a_p)|^2 \Big), \qquad
             \bar\lambda = \sum_{j > J} \frac{\lambda_j}{N - J}.
 
-        It costs J / M of the exact form, and a search only needs to know which few points to look at.
-
-        A coherent link is taken as one channel of L M outputs.
-
-        Args:
-            link: G_l.
-            columns: points.
-            strongest: result of :meth:`Strongest.of` for this link, if it is already computed.
-
-        Returns:
-            [S, L, B], with axes of length 1 where the link is the same for all.
+        It costs J / M of the exact form, and a search only needs to know which few points to look at. A
+        coherent link is taken as one channel of L M outputs. The result is [S, L, B], with axes of length 1
+        where the link is the same for all.
         """
         strongest = strongest or Strongest.of(link, self.grid.panel.size)
         if strongest.rows is None:
@@ -177,10 +164,7 @@ class Strongest:
     def of(cls, link: Link, size: int, dominance: float = 0.0) -> Strongest:
         """The strongest directions of a link from a panel of ``size`` elements.
 
-        Args:
-            link: G_l.
-            size: N.
-            dominance: least energy of a direction, relative to the mean over all; 0 for the strongest four.
+        They are those of at least ``dominance`` times the mean energy over all; with 0, the strongest four.
         """
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
@@ -294,17 +278,11 @@ def scenes_first(value: Tensor, keep: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Residual(Batch):
-    """Data of some scenes with the sources found so far projected out.
+    """Data of some scenes with the sources found so far projected out."""
 
-    Args:
-        data: x_l, [B, L, M].
-        basis: Q_l, [B, L, M, K] (L = 1 if it is the same in all snapshots); zero columns are ignored.
-        noise_variance: sigma^2 for the unconditional criterion; ``None`` for the conditional one.
-    """
-
-    data: Complex[Tensor, "B L M"]
-    basis: Complex[Tensor, "B _ M K"]
-    noise_variance: Float[Tensor, "B"] | None = None
+    data: Complex[Tensor, "B L M"]  # x_l
+    basis: Complex[Tensor, "B _ M K"]  # Q_l (L = 1 if the same in all snapshots), with zero columns
+    noise_variance: Float[Tensor, "B"] | None = None  # for the unconditional criterion
 
 
 def project_out(
@@ -387,13 +365,8 @@ class GridSearch:
     ) -> tuple[Int64[Tensor, "B count"], Float[Tensor, "B"]]:
         """The best points for each of some scenes, the best first, and the gain of a source there.
 
-        All points are compared with nearly their energy at the receiver (see
-        :meth:`~rismusic.estimation.search.Dictionary.energies`), the leading few again with exactly theirs.
-
-        Args:
-            scenes: their numbers.
-            rest: what they are without the sources already there.
-            count: how many points.
+        All points are compared with nearly their energy at the receiver (see :meth:`Dictionary.energies`),
+        the leading few again with exactly theirs.
         """
         checked = _CHECKED if self._subarrays is None else _CHECKED_BY_SUBARRAYS
         wanted = min(max(count, checked), len(self.dictionary))
@@ -430,14 +403,7 @@ class GridSearch:
     def best_gain_beyond(
         self, scenes: Int64[Tensor, "B"], rest: Residual, center: Float[Tensor, "B 3"], angle: float
     ) -> Float[Tensor, "B"]:
-        """Log-likelihood (nats) that one more source gains at the best point away from a position.
-
-        Args:
-            scenes: their numbers.
-            rest: what they are without the sources already there.
-            center: azimuth, elevation, 1/range.
-            angle: azimuth or elevation (rad) of the points differ from those of the position by more.
-        """
+        """Log-likelihood (nats) of one more source at the best point more than an angle away."""
         best = torch.zeros(len(scenes), dtype=torch.float64, device=center.device)
         for points, part, score in self._scores(scenes, rest):
             there = torch.arange(points.start, points.stop, device=center.device)
@@ -534,14 +500,7 @@ class GridSearch:
 
 
 class CandidateSearch:
-    """A search of a few places in each of S scenes, whose fields at the receiver are kept.
-
-    Args:
-        grid: whose volume and steps are meant.
-        recording: S scenes.
-        places: azimuth, elevation, 1/range.
-        fields: result of :func:`received_fields`, if it is already computed.
-    """
+    """A search of a few places in each of S scenes, whose fields at the receiver are kept."""
 
     def __init__(
         self,
@@ -581,13 +540,7 @@ class CandidateSearch:
 def received_fields(
     recording: Recording, places: Float[Tensor, "B C 3"], link: Link | None = None
 ) -> Complex[Tensor, "B _ M C"]:
-    """Fields at the receiver of a unit source at some places.
-
-    Args:
-        recording: B scenes.
-        places: azimuth, elevation, 1/range of C places in each.
-        link: the operator; that of the recording if none.
-    """
+    """Fields at the receiver of a unit source at C places in each of B scenes."""
     azimuth, elevation, q = places.to(recording.snapshots.real.dtype).unbind(-1)
     return (link or recording.link).matmul(steering(recording.panel, azimuth, elevation, 1 / q))
 
@@ -596,14 +549,7 @@ def few_snapshots(link: Link, data: Complex[Tensor, "B L M"]) -> tuple[Complex[T
     """Snapshots with which a search may take the place of all L, and the number that each point counts.
 
     Snapshots through one matrix count by their sum of squares alone, which at most M others have: a point is
-    worth L times as much to them as to one snapshot with the mean.
-
-    Args:
-        link: of the B scenes.
-        data: x_l.
-
-    Returns:
-        The snapshots; 1 if each counts by itself, or L if the sum of their squares counts.
+    worth L times as much to them as to one snapshot with the mean. Others count by themselves, 1.
     """
     _, L, M = data.shape
     if link.matrices > 1:
@@ -612,12 +558,7 @@ def few_snapshots(link: Link, data: Complex[Tensor, "B L M"]) -> tuple[Complex[T
 
 
 def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:
-    """What a source at some places is worth to each scene, from its own field at the receiver.
-
-    Args:
-        rest: what B scenes are without the sources already there.
-        fields: of the places.
-    """
+    """What a source at some places is worth to each scene, from its own field at the receiver."""
     energy = fields.abs().square().sum(-2)
     left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
     pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()

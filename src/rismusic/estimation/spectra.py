@@ -510,12 +510,6 @@ def rap_music_sources(
 ) -> tuple[Sources, Bool[Tensor, "S"]]:
     """RAP-MUSIC for a number of sources that differs between scenes.
 
-    Args:
-        spectrum: of each scene.
-        grid: the search grid.
-        count: K of each scene.
-        options: options of Newton's method.
-
     Returns:
         Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
     """

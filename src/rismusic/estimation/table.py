@@ -66,12 +66,7 @@ def columns_of(pose: Tensor | None) -> tuple[str, ...]:
 
 
 def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]:
-    """A row for each source, scene by scene, the strongest first.
-
-    Args:
-        estimate: from :func:`rismusic.locate`.
-        first_scene: number of its first scene.
-    """
+    """A row for each source, scene by scene, the strongest first."""
     sources = estimate.sources
     rows = []
     exists, status = estimate.existence_probability, estimate.status
