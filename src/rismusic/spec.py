@@ -338,8 +338,7 @@ def _check_ranges(section: str, low: float, high: float) -> None:
     for name, value in (("min", low), ("max", high)):
         if not MIN_RANGE_M <= value <= MAX_RANGE_M and not math.isinf(value):
             raise InputError(
-                f"{section}range_{name}_m",
-                f"expected {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m, found {value:g}",
+                f"{section}range_{name}_m", f"expected {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m, found {value:g}"
             )
     if high < low:
         raise InputError(f"{section}range_max_m", f"expected at least range_min_m = {low:g}, found {high:g}")

@@ -31,14 +31,7 @@ from rismusic.covariance import recording_covariance
 from rismusic.devices import blocks, concatenate
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
-from rismusic.estimation.estimate import (
-    Estimate,
-    NSources,
-    from_fit,
-    received_db,
-    warnings_of,
-    without_held,
-)
+from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of, without_held
 from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -53,25 +46,13 @@ from rismusic.estimation.maximum_likelihood import (
     refine_correlated,
     unpack,
 )
-from rismusic.estimation.model_order import (
-    EVIDENCE_WEIGHT,
-    SelectedOrder,
-    log_evidence,
-    select_model_order,
-)
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
 from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
-from rismusic.estimation.spectra import (
-    SpectrumMethod,
-    bartlett,
-    music,
-    mvdr,
-    rap_music_sources,
-    soft_music,
-)
+from rismusic.estimation.spectra import SpectrumMethod, bartlett, music, mvdr, rap_music_sources, soft_music
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
 from rismusic.spec import LocateSpec
@@ -449,10 +430,7 @@ def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
     panel = recording.panel
     same = grid.panel.size == panel.size and grid.panel.wavelength == panel.wavelength
     if not (same and grid.panel.same_model(panel)):
-        raise InputError(
-            "grid",
-            f"covers {grid.panel}, but the recording's panel is {panel}",
-        )
+        raise InputError("grid", f"covers {grid.panel}, but the recording's panel is {panel}")
     return Dictionary.of(grid)
 
 

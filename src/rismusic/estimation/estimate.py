@@ -21,12 +21,7 @@ from rismusic.devices import Batch, concatenate
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import (
-    Fit,
-    complete_fit,
-    source_covariance_at,
-    unpack,
-)
+from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_covariance_at, unpack
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording

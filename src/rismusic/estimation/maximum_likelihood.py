@@ -58,9 +58,7 @@ _NOISE = (1e-15, 2.0)
 
 
 def fit_power_noise(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"]]:
     """Powers and noise variance that maximise the unconditional likelihood at given positions."""
     return _fit_powers_at(recording, positions, active)[:2]
@@ -83,10 +81,7 @@ def _fit_powers_at(
 
 
 def neg_log_likelihood(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
-    criterion: Criterion,
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], criterion: Criterion
 ) -> Float[Tensor, "S"]:
     """Negative log-likelihood (nats) at given positions, with the best powers or symbols."""
     if criterion == "unconditional":
@@ -137,10 +132,7 @@ def _kernel() -> ModuleType | None:
 
 
 def values_without_each(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
-    criterion: Criterion,
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], criterion: Criterion
 ) -> Float[Tensor, "S K"]:
     """Negative log-likelihood (nats) without each source in turn, the others fixed; inf without a source."""
     kernel = kernel_for(recording) if criterion == "unconditional" else None

@@ -52,10 +52,7 @@ _UNCHANGED_STEPS = 1.5
 MIN_GAIN_NATS = 0.1
 """Least gain in log-likelihood (nats) for which a change is kept. It exceeds the error of a rough fit."""
 
-Prior = Callable[
-    [Int64[Tensor, "B"], Float[Tensor, "B K 3"], Bool[Tensor, "B K"]],
-    Float[Tensor, "B"],
-]
+Prior = Callable[[Int64[Tensor, "B"], Float[Tensor, "B K 3"], Bool[Tensor, "B K"]], Float[Tensor, "B"]]
 """Log prior probability of source positions in the scenes of the given indices."""
 
 
