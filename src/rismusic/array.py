@@ -387,16 +387,9 @@ def faces_forward(elements: Float[Tensor, "*batch N 3"]) -> bool:
 def direction(
     azimuth: Float[Tensor, "*batch"], elevation: Float[Tensor, "*batch"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    r"""Direction cosines :math:`(u_x, u_y, u_z)` of a direction.
+    r"""Direction cosines :math:`(u_x, u_y, u_z)` of a direction in radians.
 
     .. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta)
-
-    Args:
-        azimuth: :math:`\varphi` in radians, [...].
-        elevation: :math:`\theta` in radians, [...].
-
-    Returns:
-        The three cosines, each [...].
     """
     return azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()
 
@@ -406,17 +399,9 @@ def path_difference(
     towards: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
     range: Float[Tensor, "*batch K"],
 ) -> Float[Tensor, "*batch K N"]:
-    r"""Path differences :math:`\delta_n = r - d_n` of K points to N elements.
+    r"""Path differences :math:`\delta_n = r - d_n` (m) of K points to N elements; see this module.
 
-    The equations are in the documentation of this module.
-
-    Args:
-        panel: N elements.
-        towards: direction cosines (u_x, u_y, u_z) of the points, each [..., K]; see :func:`direction`.
-        range: ranges r in metres, [..., K].
-
-    Returns:
-        Path differences in metres, [..., K, N].
+    The points are given by their direction cosines and ranges (m).
     """
     return _rays(panel, towards, range).difference
 
@@ -462,14 +447,7 @@ def power_gains(
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
 ) -> Float[Tensor, "*batch K N"]:
-    r"""Squared amplitudes :math:`g_n^2` of the wave at the elements, not normalised.
-
-    Args:
-        panel: N elements.
-        azimuth: radians, [..., K].
-        elevation: radians, [..., K].
-        range: metres, [..., K].
-    """
+    r"""Squared amplitudes :math:`g_n^2` of the wave at the elements, not normalised."""
     rays = _rays(panel, direction(azimuth, elevation), range)
     return torch.ones_like(rays.difference) if rays.gain is None else rays.gain.square()
 

@@ -571,14 +571,11 @@ def _alone(columns: Complex[Tensor, "S L M _"]) -> Float[Tensor, "S K 3 3"]:
 
 
 def identifiable(own: Float[Tensor, "*batch K w w"]) -> Bool[Tensor, "*batch K w"]:
-    """Which coordinates of each source, taken alone, the data determine.
+    """Which coordinates of each source, taken alone, the data determine, from the Fisher information on them.
 
     The coordinates are taken in their order. One on which the Fisher information is 0 once those before it
     are unknown too is not identifiable: the elevation of a source seen by a line along x, whose data depend
     on one direction cosine only.
-
-    Args:
-        own: Fisher information on w coordinates of each of K sources without the others.
     """
     scale = own.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     known = scale > 0

@@ -155,12 +155,7 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
 
 
 def score(matched: Match, bound: Bound | None = None) -> Score:
-    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit.
-
-    Args:
-        matched: from :func:`match`.
-        bound: the Cramer-Rao bound of the same scenes and true sources.
-    """
+    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit."""
     hits, true, found = (int(n.sum()) for n in (matched.hit, matched.true_count, matched.found_count))
     over = [math.nan] * 3
     if bound is not None:

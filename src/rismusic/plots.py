@@ -98,12 +98,7 @@ def print_style(width_mm: float | None) -> Iterator[None]:
 def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Figure:
     """An empty figure of this size in inches, which needs no display.
 
-    Args:
-        size: width and height in inches.
-        layout: matplotlib's layout engine: ``constrained``, or ``compressed`` for axes with equal scales.
-
-    Raises:
-        InputError: matplotlib is not installed.
+    The layout engine is ``constrained``, or ``compressed`` for axes with equal scales.
     """
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,15 +112,10 @@ def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Fig
 def new_axes(
     *projections: str | None, size: tuple[float, float] = (6.0, 4.5), width_mm: float | None = None
 ) -> list[Any]:
-    """Axes of a new figure, one for each projection (``None``: plain).
+    """Axes of a new figure, one for each projection (``None``: plain), side by side.
 
-    Args:
-        projections: of the axes, side by side, or below each other where the printed width is too small.
-        size: width and height of the figure in inches.
-        width_mm: printed width of the figure; the height follows from the shape of the panels in ``size``.
-
-    Raises:
-        InputError: matplotlib is not installed.
+    With a printed width they stand below each other where they would be too narrow, and the height follows
+    from their shape in ``size`` (inches).
     """
     count = len(projections)
     columns = count

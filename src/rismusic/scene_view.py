@@ -66,15 +66,10 @@ def cartesian_covariance(
 def ellipsoid(
     position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume
 ) -> tuple[Float[Tensor, "3 _ 3"], bool]:
-    """The three principal sections of the error ellipsoid of one source.
+    """The three principal sections of the error ellipsoid of one source at an azimuth, elevation and range.
 
-    Args:
-        position: azimuth (rad), elevation (rad) and range (m).
-        covariance: Sigma of these three, finite.
-        volume: the search volume; the drawing stays inside.
-
-    Returns:
-        The sections in metres, whose last point equals the first, and whether the volume clipped them.
+    They are in metres and stay inside the volume. Their last point equals the first. The second value is
+    whether the volume clipped them.
     """
     root = _axes(cartesian_covariance(position, covariance))
     turn = torch.linspace(0, 2 * math.pi, 41, dtype=torch.float64)
@@ -174,19 +169,12 @@ ABOVE = Projection(0.0, math.pi / 2)
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in space.
+    """A shape in space."""
 
-    Args:
-        form: ``line``, ``area``, ``dots``, ``mark`` or ``word``.
-        kind: what it shows, such as ``ring``, ``ellipsoid`` or ``estimate``; this sets its style.
-        points: [Q, 3] metres, panel frame; a single point for a mark or a word.
-        text: the word, or the label of the mark.
-    """
-
-    form: str
-    kind: str
-    points: Points
-    text: str = ""
+    form: str  # line, area, dots, mark or word
+    kind: str  # what it shows, such as ring, ellipsoid or estimate; this sets its style
+    points: Points  # [Q, 3] metres, panel frame; a single point for a mark or a word
+    text: str = ""  # the word, or the label of the mark
 
 
 @dataclass
@@ -348,13 +336,7 @@ def positions(sources: Sources) -> Points:
 
 
 def holding(volume: Volume, panel: Panel, estimates: Sources) -> Volume:
-    """The volume that is drawn: enlarged to hold estimates beyond the searched one, with a largest range.
-
-    Args:
-        volume: the searched volume.
-        panel: the panel, whose Fraunhofer distance is held if no range is too large.
-        estimates: estimates of any number of scenes, such as those that a departure from the settings led to.
-    """
+    """The volume that is drawn: enlarged to hold estimates beyond the searched one, with a largest range."""
     active = estimates.active
     ranges = estimates.range[active & estimates.range.isfinite()].tolist()
 

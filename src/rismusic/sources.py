@@ -309,10 +309,6 @@ def to_panel_coordinates(
     """Azimuth, elevation (rad) and inverse range (1/m) of points of the room.
 
     The azimuth of a point behind the panel is beyond 90 degrees.
-
-    Args:
-        pose: from the panel frame to the room frame.
-        points: metres, room frame.
     """
     x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
     across = torch.hypot(x, z)
@@ -332,12 +328,7 @@ def from_panel_coordinates(
 def coordinate_derivatives(
     pose: Float[Tensor, "4 4"], positions: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Derivatives of azimuth, elevation and inverse range (rows) by the point of the room (columns).
-
-    Args:
-        pose: from the panel frame to the room frame.
-        positions: azimuth, elevation, inverse range in the panel frame.
-    """
+    """Derivatives of azimuth, elevation and inverse range (rows) by the point of the room (columns)."""
     azimuth, elevation, q = positions.unbind(-1)
     sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
     zero, flat = torch.zeros_like(azimuth), cos_el.clamp_min(_LEAST)

@@ -112,13 +112,7 @@ class Record(BaseModel):
 
 
 def parse_record(kind: type[R], content: str | bytes, source: str, expected: str) -> R:
-    """Parse a record from JSON.
-
-    Args:
-        kind: its type.
-        content: the JSON text.
-        source: the file, for the error message.
-        expected: what the content should be, such as "a training checkpoint".
+    """Parse a record from the JSON text of a source, which should be what is ``expected``, as "a checkpoint".
 
     Raises:
         InputError: the content is not JSON or has other fields.

@@ -131,12 +131,8 @@ class Calibrated:
 def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_error: float) -> Calibrated:
     """Refine sources jointly with the responses of the panel's elements.
 
-    Args:
-        recording: S scenes, as recorded; an unknown noise variance is estimated.
-        found: positions [S, K] with mean powers, from a fit to :func:`whitened` snapshots; NaN where there is
-            no source.
-        volume: the box that bounds the positions.
-        panel_error: root mean square of the relative error of an element's response, positive.
+    They have mean powers, from a fit to :func:`whitened` snapshots of the recording, which is given as
+    recorded.
 
     Raises:
         InputError: a panel of more than 1024 elements, or an error that is not positive.

@@ -147,13 +147,11 @@ def orthonormal(columns: Tensor) -> Tensor:
 class GoodnessOfFit:
     """How well the sources of each scene explain its data.
 
-    Args:
-        p_value: [S] probability of a residual with at least this energy (noise variance known) or at least
-            this far from white (unknown), if the sources explain the data. NaN where there is nothing to
-            compare, as for a single snapshot of a directly sampled panel.
-        excess: [S] energy of the residual over its expectation, about 1 for a good fit; NaN where the noise
-            variance is unknown.
-        causes: what the residual of each scene points to; empty where nothing stands out.
+    The p-value is the probability of a residual with at least this energy (noise variance known) or at least
+    this far from white (unknown), if the sources explain the data; NaN where there is nothing to compare, as
+    for a single snapshot of a directly sampled panel. The excess is the energy of the residual over its
+    expectation, NaN where the noise variance is unknown. The causes are what the residual points to, empty
+    where nothing stands out.
     """
 
     p_value: Float[Tensor, "S"]
@@ -178,12 +176,9 @@ class GoodnessOfFit:
 
 
 def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | None = None) -> GoodnessOfFit:
-    """Test how well some sources explain the snapshots.
+    """Test how well sources near maximum likelihood (K < M) explain the snapshots.
 
-    Args:
-        recording: S scenes, with their noise variance or without.
-        sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
-        volume: the search volume. Without one, all coordinates count as free.
+    Without a volume, all coordinates count as free.
     """
     given, recording = recording, recording.stacked()
     as_received = recording is given and not given.is_stacked

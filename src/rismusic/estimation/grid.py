@@ -417,23 +417,14 @@ def _metric(panel: Panel, volume: Volume) -> tuple[Float[Tensor, "B"], Float[Ten
 
 @dataclass(frozen=True, eq=False)
 class Peaks:
-    """K peaks of each scene, the highest first.
+    """K peaks of each scene, the highest first."""
 
-    Args:
-        azimuth: [..., K] radians.
-        elevation: [..., K] radians.
-        range: [..., K] metres.
-        height: [..., K] the value on the grid.
-        index: [..., K] the flat index on the grid.
-        genuine: [..., K] whether it is a peak; the others fill the entries that peaks have left.
-    """
-
-    azimuth: Float[Tensor, "*batch K"]
-    elevation: Float[Tensor, "*batch K"]
-    range: Float[Tensor, "*batch K"]
-    height: Float[Tensor, "*batch K"]
-    index: Int64[Tensor, "*batch K"]
-    genuine: Bool[Tensor, "*batch K"]
+    azimuth: Float[Tensor, "*batch K"]  # radians
+    elevation: Float[Tensor, "*batch K"]  # radians
+    range: Float[Tensor, "*batch K"]  # metres
+    height: Float[Tensor, "*batch K"]  # the value on the grid
+    index: Int64[Tensor, "*batch K"]  # the flat index on the grid
+    genuine: Bool[Tensor, "*batch K"]  # whether it is a peak, or fills an entry that peaks have left
 
 
 def find_peaks(
@@ -443,20 +434,13 @@ def find_peaks(
 
     A point is a peak where no point of the box around it is higher; of neighbours of which this holds the
     first counts. Sources within a step or two of each other share one peak:
-    :func:`~rismusic.estimation.spectra.rap_music` tells them apart, at K times the cost.
+    :func:`~rismusic.estimation.spectra.rap_music` tells them apart, at K times the cost. The spectrum's f
+    refines better than its value.
 
     Where a scene has fewer peaks than asked for, points away from all of its peaks and from each other fill
-    the rest, the highest first, then any others; they are not ``genuine``.
-
-    Args:
-        values: [..., P] larger where there is a source; the spectrum's f refines better than its value.
-        grid: where the values belong. Points that are not ``inside`` are never taken.
-        count: K, at most the number of points inside.
-        separation: least distance of two peaks in beam widths (widths of focus in 1/r), in at least one of
-            the three coordinates. It cannot be less than one step.
-
-    Returns:
-        Positions in the precision of ``values``, inside the volume.
+    the rest, the highest first, then any others; they are not ``genuine``. Points outside the volume are
+    never taken. Two peaks are at least ``separation`` beam widths (widths of focus in 1/r), and one step,
+    apart in one of the three coordinates.
 
     Raises:
         InputError: values that do not fit the grid or are not finite, a K that no grid can give, a negative

@@ -75,16 +75,10 @@ _PATIENCE = 2
 
 @dataclass(frozen=True, eq=False)
 class SelectedOrder(Batch):
-    """The most probable number of sources of S scenes.
+    """The most probable number of sources of S scenes."""
 
-    Args:
-        fit: the fit with that number, padded to the largest number of any scene (at least one).
-        log_posterior: [S, most + 1] weighted log evidence plus log prior (nats) of 0, 1, ... sources, up to a
-            constant of the scene; minus infinity where a number was not tried.
-    """
-
-    fit: Fit
-    log_posterior: Float[Tensor, "S counts"]
+    fit: Fit  # with that number, padded to the largest number of any scene (at least one)
+    log_posterior: Float[Tensor, "S counts"]  # weighted log evidence plus log prior (nats); -inf: not tried
 
     @property
     def probability(self) -> Float[Tensor, "S counts"]:
@@ -181,11 +175,9 @@ def log_occam_factor(
 ) -> Float[Tensor, "S"]:
     """Log evidence less the log-likelihood: what the prior volume of the unknowns costs.
 
-    Args:
-        J: Fisher information.
-        width: prior widths of the unknowns; 0 for those that are absent or known.
-        powers: places of the log powers of the K sources among the unknowns, one row for each panel.
-        identifiable: see :func:`log_evidence`.
+    The prior widths are 0 for unknowns that are absent or known. ``powers`` are the places of the log powers
+    of the K sources among the unknowns, one row for each panel. For ``identifiable`` see
+    :func:`log_evidence`.
     """
     scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
     found = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
@@ -229,12 +221,9 @@ def eigenvalues(recording: Recording, *, panel: bool = False) -> tuple[Float[Ten
     r"""Eigenvalues of :math:`\frac1L \sum_l x_l x_l^H`, descending, and L.
 
     With fewer snapshots than dimensions, only the L non-zero eigenvalues are returned, and the criteria are
-    applied to these.
-
-    Args:
-        recording: S scenes.
-        panel: x_l the back-projected snapshots (:func:`~rismusic.covariance.back_project`, with the noise
-            variance guessed where it is not known) in place of y_l.
+    applied to these. With ``panel``, x_l are the back-projected snapshots
+    (:func:`~rismusic.covariance.back_project`, with the noise variance guessed where it is not known), not
+    y_l.
     """
     x = recording.snapshots.to(torch.complex128)
     if panel:

@@ -92,14 +92,13 @@ def fit_panel(
     """Fit responses, offsets and, unless they are known, the source positions.
 
     Args:
-        recording: S scenes with independent symbols, narrowband, with the nominal panel of at most
-            ``MAX_ELEMENTS``.
-        start: positions [S, K], NaN where there is no source.
+        recording: S narrowband scenes with independent symbols and the nominal panel.
+        start: positions, the true ones if ``known_positions``.
         volume: the box that bounds the positions.
         panel_error: root mean square of the relative error of the responses (prior), positive.
         position_error: standard deviation of the offsets along each axis (prior), metres; 0 for no offsets.
         remaining_error: root mean square of the errors that are treated as noise.
-        known_positions: whether the start holds the true positions.
+        known_positions: whether the positions are held.
         first: a previous fit to start from.
 
     Raises:

@@ -67,13 +67,8 @@ def relax_sweeps(
 ) -> FitState:
     """Remove each source in turn, search it again, and keep the re-fit where it is likelier.
 
-    Args:
-        search: search of the grid, or of a few candidates per scene, for S scenes.
-        start: the fit to improve, converged under the same criterion.
-        active: which entries hold a source; entries without one come last.
-        criterion: likelihood of search and re-fit.
-        sweeps: maximum number of sweeps.
-        prior: spatial prior. If given, the posterior decides instead of the likelihood.
+    The start has converged under the same criterion; entries without a source come last. With a spatial prior
+    the posterior decides instead of the likelihood.
 
     Returns:
         The fit, roughly refined where a source changed. Without a prior no scene is less likely than at the
@@ -172,15 +167,8 @@ def birth_death(
     """Add a source, re-fit, drop the least important one, and keep the result where it is likelier.
 
     A source is tried at each of three positions on its own; the best result counts. None is tried where the
-    residual is like noise and each source gains much.
-
-    Args:
-        search: search of the grid for S scenes.
-        start: the fit to improve, under the same criterion.
-        active: which entries hold a source; at least one in each scene.
-        criterion: likelihood of search and re-fits.
-        sweeps: maximum number of passes. Scenes that a pass does not change are done.
-        prior: see :func:`relax_sweeps`.
+    residual is like noise and each source gains much. Scenes that a pass does not change are done. Each has
+    at least one source. The start and the prior are those of :func:`relax_sweeps`.
 
     Returns:
         The fit, roughly refined where it changed.
@@ -256,11 +244,7 @@ def omp_path(
 ) -> Float[Tensor, "S K K 3"]:
     """Add the best grid point as one more source, re-fit all sources, and repeat.
 
-    Args:
-        search: search of the grid for S scenes.
-        count: number of sources of each scene.
-        criterion: likelihood of search and refinements. ``unconditional`` finds more sources below 10 dB and
-            takes about twice the time.
+    The ``unconditional`` criterion finds more sources below 10 dB and takes about twice the time.
 
     Returns:
         Azimuth, elevation, 1/range. Row K - 1 starts with the K sources of that step, roughly refined; the

@@ -291,13 +291,9 @@ def project_out(
     active: Bool[Tensor, "S K"],
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Residual:
-    """Project sources out of the data.
+    """Project sources out of the data; entries without one come last.
 
-    Args:
-        recording: S scenes.
-        positions: azimuth, elevation, 1/range of the sources.
-        active: which entries hold a source; entries without one come last.
-        power_noise: powers and noise variance, for the unconditional criterion.
+    With powers and noise variance it is by the unconditional criterion.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
@@ -320,13 +316,7 @@ def project_out(
 
 
 class GridSearch:
-    """Search of all grid points for S scenes at once.
-
-    Args:
-        dictionary: the points.
-        recording: S scenes.
-        link: the operator of a point; that of the recording if none.
-    """
+    """Search of all grid points for S scenes at once, through the recording's link or another."""
 
     def __init__(self, dictionary: Dictionary, recording: Recording, link: Link | None = None) -> None:
         self.dictionary, self.recording = dictionary, recording

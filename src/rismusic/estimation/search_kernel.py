@@ -84,14 +84,7 @@ def energies(products: ClassProducts, strongest: Strongest) -> Float[Tensor, "S 
 def worth(
     products: ClassProducts, link: Link, rest: Residual, energy: Float[Tensor, "_ _ G O"]
 ) -> Float[Tensor, "S P"]:
-    """What a source at each point inside the volume is worth to S scenes.
-
-    Args:
-        products: with the points.
-        link: of the scenes.
-        rest: what they are without the sources already there.
-        energy: result of :func:`energies`, for each scene or for all.
-    """
+    """What a source at each point inside the volume is worth to S scenes; see :func:`energies`."""
     S, K = len(rest.data), rest.basis.shape[-1]
     G, orbits = products.symmetry.points.shape
     energy = energy.expand(S, -1, -1, -1)
@@ -130,14 +123,7 @@ def _add(
 def add_squares(
     products: list[Float[Tensor, "S R 2 O"]], each: int, sign: float, out: Float[Tensor, "S L G O"]
 ) -> None:
-    """Add sign times the squared moduli of products, summed over ``each`` rows at a time, at all images.
-
-    Args:
-        products: real and imaginary parts of each class, at one point of each orbit.
-        each: rows of a sum.
-        sign: factor of the squares.
-        out: what they are added to.
-    """
+    """Add sign times the squared moduli of products, summed over ``each`` rows at a time, at all images."""
     call(_add_squares, len(out), (tuple(part.numpy() for part in products), each, sign, out.numpy()))
 
 

@@ -306,20 +306,12 @@ TO_CONVERGENCE = NewtonOptions()
 
 @dataclass(frozen=True, eq=False)
 class RefinedPeaks:
-    """Refined positions of K peaks.
+    """Refined positions of K peaks."""
 
-    Args:
-        azimuth: [..., K] radians.
-        elevation: [..., K] radians.
-        range: [..., K] metres.
-        explained: [..., K] f at the peak, not below that at the start.
-        converged: [..., K] whether Newton's method converged.
-    """
-
-    azimuth: Float[Tensor, "*batch K"]
-    elevation: Float[Tensor, "*batch K"]
-    range: Float[Tensor, "*batch K"]
-    explained: Float[Tensor, "*batch K"]
+    azimuth: Float[Tensor, "*batch K"]  # radians
+    elevation: Float[Tensor, "*batch K"]  # radians
+    range: Float[Tensor, "*batch K"]  # metres
+    explained: Float[Tensor, "*batch K"]  # f at the peak, not below that at the start
     converged: Bool[Tensor, "*batch K"]
 
 
@@ -335,24 +327,12 @@ def newton(
     options: NewtonOptions = TO_CONVERGENCE,
     reach: float = 1.0,
 ) -> RefinedPeaks:
-    """Refine the start of each peak by a damped Newton's method within the volume.
+    """Refine the start of each peak, in radians and metres, by a damped Newton's method within the volume.
 
     Starts outside the volume are moved to its boundary first. The method works in double precision, since f
-    is too flat at its maximum for single precision.
-
-    Args:
-        spectrum: of each scene, [...].
-        panel: N elements.
-        volume: the box that bounds azimuth, elevation and 1 / range.
-        azimuth: radians, [..., K].
-        elevation: radians.
-        range: metres.
-        options: options of Newton's method.
-        reach: largest distance between start and peak in each coordinate, in beam widths (depths of focus in
-            1/range), so that the method does not move to the peak of another source.
-
-    Returns:
-        Positions in the precision of ``azimuth``.
+    is too flat at its maximum for single precision; the results have the precision of ``azimuth``. ``reach``
+    is the largest distance between start and peak in each coordinate, in beam widths (depths of focus in
+    1/range), so that the method does not move to the peak of another source.
 
     Raises:
         InputError: a reach that is not positive; a panel that does not fit the spectrum.
@@ -449,12 +429,6 @@ def rap_music(
     The cost is that of K searches of the grid. Each source depends on those before it, so this is a loop over
     the sources; all scenes take each turn together.
 
-    Args:
-        spectrum: of each scene, [...].
-        grid: the search grid.
-        count: K, below N.
-        options: options of Newton's method.
-
     Returns:
         Positions [..., K] in the order in which they were found.
 
@@ -508,11 +482,7 @@ def rap_music_sources(
     *,
     options: NewtonOptions = TO_CONVERGENCE,
 ) -> tuple[Sources, Bool[Tensor, "S"]]:
-    """RAP-MUSIC for a number of sources that differs between scenes.
-
-    Returns:
-        Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
-    """
+    """RAP-MUSIC for as many sources as each scene has, and whether Newton's method converged."""
     most = max(1, int(count.max()))
     peaks = rap_music(spectrum, grid, most, options=options)
     absent = torch.arange(most, device=count.device) >= count[:, None]
