@@ -29,38 +29,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.array import Panel, direction
+from rismusic.array import Panel
 from rismusic.estimation.grid import Volume
-from rismusic.sources import Sources
+from rismusic.sources import Sources, cartesian_covariance, jacobian, to_cartesian
 
 CONFIDENCE = 0.95
 """Probability that a Gaussian error lies inside the region that is drawn."""
 # Quantiles of the chi-squared distribution at CONFIDENCE, by degrees of freedom (exact for two).
 CHI_SQUARED = {2: -2 * math.log(1 - CONFIDENCE), 3: 7.814727903251179}
-
-
-def to_cartesian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Cartesian (x, y, z) in metres of azimuth, elevation (rad) and range (m), float64."""
-    azimuth, elevation, distance = positions.double().unbind(-1)
-    return distance[..., None] * torch.stack(direction(azimuth, elevation), dim=-1)
-
-
-def jacobian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """J, derivatives of :func:`to_cartesian`: rows x, y, z; columns azimuth, elevation, range; float64."""
-    azimuth, elevation, distance = positions.double().unbind(-1)
-    zero = torch.zeros_like(azimuth)
-    by_azimuth = (azimuth.cos() * elevation.cos(), zero, -azimuth.sin() * elevation.cos())
-    by_elevation = (-azimuth.sin() * elevation.sin(), elevation.cos(), -azimuth.cos() * elevation.sin())
-    across = [distance[..., None] * torch.stack(slope, dim=-1) for slope in (by_azimuth, by_elevation)]
-    return torch.stack((*across, torch.stack(direction(azimuth, elevation), dim=-1)), dim=-1)
-
-
-def cartesian_covariance(
-    positions: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
-) -> Float[Tensor, "*batch 3 3"]:
-    """C = J Sigma J^T, square metres."""
-    J = jacobian(positions)
-    return J @ covariance.double() @ J.mT
 
 
 def ellipsoid(

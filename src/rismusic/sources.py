@@ -341,3 +341,27 @@ def coordinate_derivatives(
         dim=-2,
     )
     return rows @ pose[:3, :3].mT
+
+
+def to_cartesian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Cartesian (x, y, z) in metres of azimuth, elevation (rad) and range (m), float64."""
+    azimuth, elevation, distance = positions.double().unbind(-1)
+    return distance[..., None] * torch.stack(direction(azimuth, elevation), dim=-1)
+
+
+def jacobian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """J, derivatives of :func:`to_cartesian`: rows x, y, z; columns azimuth, elevation, range; float64."""
+    azimuth, elevation, distance = positions.double().unbind(-1)
+    zero = torch.zeros_like(azimuth)
+    by_azimuth = (azimuth.cos() * elevation.cos(), zero, -azimuth.sin() * elevation.cos())
+    by_elevation = (-azimuth.sin() * elevation.sin(), elevation.cos(), -azimuth.cos() * elevation.sin())
+    across = [distance[..., None] * torch.stack(slope, dim=-1) for slope in (by_azimuth, by_elevation)]
+    return torch.stack((*across, torch.stack(direction(azimuth, elevation), dim=-1)), dim=-1)
+
+
+def cartesian_covariance(
+    positions: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """C = J Sigma J^T, square metres."""
+    J = jacobian(positions)
+    return J @ covariance.double() @ J.mT

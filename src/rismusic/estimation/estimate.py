@@ -25,7 +25,7 @@ from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_cov
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
-from rismusic.sources import Sources
+from rismusic.sources import Sources, cartesian_covariance
 from rismusic.spec import LocateSpec
 from rismusic.text import counted, csv_text
 from rismusic.version import __version__
@@ -251,14 +251,9 @@ class Estimate(Batch):
 
         Infinite where the data do not determine one of the coordinates.
         """
-        phi, theta, r = self.sources.azimuth, self.sources.elevation, self.sources.range
-        zero = torch.zeros_like(phi)
-        by_phi = torch.stack((phi.cos() * theta.cos(), zero, -phi.sin() * theta.cos()), dim=-1)
-        by_theta = torch.stack((-phi.sin() * theta.sin(), theta.cos(), -phi.cos() * theta.sin()), dim=-1)
-        by_range = torch.stack(direction(phi, theta), dim=-1)
-        jacobian = torch.stack((r[..., None] * by_phi, r[..., None] * by_theta, by_range), dim=-1)
+        at = torch.stack((self.sources.azimuth, self.sources.elevation, self.sources.range), dim=-1)
         determined = self.covariance.isfinite().all(-1).all(-1)[..., None, None]
-        known = jacobian @ torch.where(determined, self.covariance, 0) @ jacobian.mT
+        known = cartesian_covariance(at, torch.where(determined, self.covariance, 0)).to(self.covariance)
         return torch.where(determined | self.covariance.isnan(), known, torch.inf)
 
     @property

@@ -265,9 +265,10 @@ class SearchGrid:
                 "panel", f"must be one panel, with elements [N, 3]; got shape {list(panel.elements.shape)}"
             )
         metric = [*(panel.wavenumber**2 * panel.elements[:, :2].double().var(0, unbiased=False)).tolist()]
-        metric.append(_mean_focus(panel, volume))
-        if volume.azimuth_max >= math.pi / 2:
-            metric[:2] = _angular_metric(panel, volume)
+        elevation, probed = _metric(panel, volume)
+        metric.append(float(probed[:, 2].mean()))
+        if volume.azimuth_max >= math.pi / 2:  # the largest values for azimuth and sin(elevation)
+            metric[:2] = [float(probed[:, 0].max()), float((probed[:, 1] / elevation.cos().square()).max())]
         _, _, nearest = volume.upper
         _, _, farthest = volume.lower
         u_x, u_y = math.sin(volume.azimuth_max), math.sin(volume.elevation_max)
@@ -393,17 +394,6 @@ def _cached_grid(
     positions = torch.frombuffer(bytearray(elements), dtype=dtype).view(-1, 3)
     panel = Panel(positions, wavelength, wave, pattern_exponent, frequencies)
     return SearchGrid.cover(panel, volume, oversampling).to(device)
-
-
-def _mean_focus(panel: Panel, volume: Volume) -> float:
-    """Mean over the volume of g_qq (m^2): variance over the elements of the phase's derivative by 1/r."""
-    return float(_metric(panel, volume)[1][:, 2].mean())
-
-
-def _angular_metric(panel: Panel, volume: Volume) -> list[float]:
-    """Largest values in the volume of the metric for azimuth and sin(elevation)."""
-    elevation, metric = _metric(panel, volume)
-    return [float(metric[:, 0].max()), float((metric[:, 1] / elevation.cos().square()).max())]
 
 
 def _metric(panel: Panel, volume: Volume) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 3"]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
@@ -30,7 +30,7 @@ from rismusic.array import wrapped
 from rismusic.devices import Batch, choose
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
+from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
     as_one_matrix,
@@ -338,18 +338,8 @@ def refine(
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
         start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
-        parts.append(
-            fit(
-                recording[block],
-                positions[block],
-                active[block],
-                volume,
-                criterion,
-                options,
-                POWER_FIT,
-                start,
-            )
-        )
+        here = recording[block], positions[block], active[block]
+        parts.append(fit(*here, volume, criterion, options, POWER_FIT, start))
     end, power, noise, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     return FitState(end, value, converged, (power, noise) if criterion == "unconditional" else None)
 
@@ -369,42 +359,12 @@ def _fit_positions(
     :func:`rismusic.estimation.fit_kernel.fit_positions` is the compiled form.
     """
     K = positions.shape[1]
+    at, (lower, upper) = _At(recording, active), _box(positions, active, volume)
+    minimise = partial(levenberg_marquardt, steps=options.steps, tolerance=options.tolerance)
     if criterion == "conditional":
-        fit = _conditional(recording, positions, active, volume, options)
+        fit = minimise(lambda scenes, x: conditional(at(scenes, x)), positions.flatten(1), lower, upper)
         power, noise = torch.zeros_like(positions[..., 0]), torch.zeros_like(fit.value)
-    else:
-        fit = _unconditional(recording, positions, active, volume, options, powers, power_noise)
-        power = torch.where(active, fit.point[:, 3 * K : -1].exp(), 0)
-        noise = fit.point[:, -1].exp()
-    return fit.point[:, : 3 * K].unflatten(-1, (-1, 3)), power, noise, fit.value, fit.converged
-
-
-def _conditional(
-    recording: Recording, positions: Tensor, active: Tensor, volume: Volume, options: FitOptions
-) -> Minimum:
-    at = _At(recording, active)
-    lower, upper = _box(positions, active, volume)
-    return levenberg_marquardt(
-        lambda scenes, x: conditional(at(scenes, x)),
-        positions.flatten(1),
-        lower,
-        upper,
-        steps=options.steps,
-        tolerance=options.tolerance,
-    )
-
-
-def _unconditional(
-    recording: Recording,
-    positions: Tensor,
-    active: Tensor,
-    volume: Volume,
-    options: FitOptions,
-    powers: FitOptions,
-    power_noise: tuple[Tensor, Tensor] | None,
-) -> Minimum:
-    at, K = _At(recording, active), positions.shape[1]
-    lower, upper = _box(positions, active, volume)
+        return fit.point.unflatten(-1, (-1, 3)), power, noise, fit.value, fit.converged
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
     here = at(torch.arange(len(recording), device=active.device), inside)
     plain = here.without_derivatives()
@@ -421,13 +381,10 @@ def _unconditional(
         return unconditional(at, x[:, 3 * K : -1].exp(), x[:, -1].exp())
 
     join = [torch.cat(pair, dim=1) for pair in ((inside, start), (lower, least), (upper, most))]
-    return levenberg_marquardt(
-        lambda scenes, x: value(at(scenes, x[:, : 3 * K]), x),
-        *join,
-        steps=options.steps,
-        tolerance=options.tolerance,
-        first=value(here, join[0]),
-    )
+    fit = minimise(lambda scenes, x: value(at(scenes, x[:, : 3 * K]), x), *join, first=value(here, join[0]))
+    power = torch.where(active, fit.point[:, 3 * K : -1].exp(), 0)
+    end = fit.point[:, : 3 * K].unflatten(-1, (-1, 3))
+    return end, power, fit.point[:, -1].exp(), fit.value, fit.converged
 
 
 class _At:

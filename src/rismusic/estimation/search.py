@@ -31,9 +31,10 @@ are summed several times faster than complex moduli. Float32 is accurate enough 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 
@@ -345,7 +346,7 @@ class GridSearch:
         """The search of some scenes, with the energies computed so far."""
         part = copy(self)
         part.recording, part.link = self.recording[scenes], self.link[scenes]
-        part._strongest = self._strongest[scenes] if self.link.per_scene else self._strongest
+        part._strongest = self._strongest_of(scenes)
         if self._energies is not None and self.link.per_scene:
             part._energies = {number: energy[scenes] for number, energy in self._energies.items()}
         return part
@@ -417,14 +418,8 @@ class GridSearch:
             for start in range(0, len(scenes), step):
                 part = slice(start, start + step)
                 link = self.link[scenes[part]]
-                if self._energies is None:
-                    some = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
-                    energy = self.dictionary.energies(link, columns, some)
-                else:
-                    if number not in self._energies:
-                        self._energies[number] = self.dictionary.energies(self.link, columns, self._strongest)
-                    energy = self._energies[number]
-                    energy = energy if len(energy) == 1 else energy[scenes[part]]
+                compute = partial(self.dictionary.energies, columns=columns)
+                energy = self._energy(number, scenes[part], compute)
                 left = energy
                 for column in rest.basis[part].unbind(-1):
                     left = left - real_products(link.adjoint(column).conj(), columns).square().sum(-2)
@@ -440,16 +435,23 @@ class GridSearch:
     ) -> tuple[slice, slice, Float[Tensor, "_ _"]]:
         """The same by classes of the grid's symmetry, for all points and scenes."""
         products = compiled.class_products(self.grid)
-        if self._energies is None:
-            some = self._strongest[scenes] if self.link.per_scene else self._strongest
-            energy = compiled.energies(products, some)
-        else:
-            if 0 not in self._energies:
-                self._energies[0] = compiled.energies(products, self._strongest)
-            energy = self._energies[0]
-            energy = energy if len(energy) == 1 else energy[scenes]
+        energy = self._energy(0, scenes, lambda _, strongest: compiled.energies(products, strongest))
         worth = compiled.worth(products, self.link[scenes], rest, energy)
         return slice(0, len(self.dictionary)), slice(0, len(scenes)), worth
+
+    def _energy(
+        self, number: int, scenes: Tensor, compute: Callable[..., Tensor]
+    ) -> Float[Tensor, "_ _ *points"]:
+        """Energies of a block of points for some scenes, kept if they are to be."""
+        if self._energies is None:
+            return compute(self.link[scenes], strongest=self._strongest_of(scenes))
+        if number not in self._energies:
+            self._energies[number] = compute(self.link, strongest=self._strongest)
+        energy = self._energies[number]
+        return energy if len(energy) == 1 else energy[scenes]
+
+    def _strongest_of(self, scenes: Tensor) -> Strongest:
+        return self._strongest[scenes] if self.link.per_scene else self._strongest
 
     def _scores_by_subarrays(
         self, subarrays: Subarrays, scenes: Tensor, rest: Residual
@@ -462,7 +464,7 @@ class GridSearch:
         for start in range(0, len(scenes), step):
             part = slice(start, start + step)
             link, here = self.link[scenes[part]], rest[part]
-            strongest = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
+            strongest = self._strongest_of(scenes[part])
             rows = link.adjoint(here.data).conj()
             level, directions = strongest.level.expand(-1, L, -1), strongest.rows_or_none(L, rows)
             other, share = (value.expand(-1, L, -1) for value in strongest.outside(here.basis))
