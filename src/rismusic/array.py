@@ -51,16 +51,14 @@ from rismusic.spec import MAX_PATTERN_EXPONENT, PanelSpec, Wave
 WAVES: tuple[Wave, ...] = get_args(Wave)
 """The forms of the wave; see the documentation of this module."""
 
-# Extent along z of a planar array, relative to its largest extent.
-_FLAT = 0.1
+_FLAT = 0.1  # extent along z of a planar array, relative to its largest extent
 # Elements whose spread across their main axis is below this share of that along it form a line.
 _COLLINEAR = 1e-9
 
 SPEED_OF_LIGHT = 299792458.0
 """In metres per second."""
 
-# Up to this many elements, all distances between two of them are computed.
-_FEW_ELEMENTS = 1024
+_FEW_ELEMENTS = 1024  # up to this many elements, all distances between two of them are computed
 
 ArrayLike = Any
 """A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
@@ -262,6 +260,10 @@ class Panel:
     def from_spec(cls, spec: PanelSpec) -> Panel:
         """Panel described by a :class:`~rismusic.spec.PanelSpec`."""
         spacing = spec.spacing_wavelengths * spec.wavelength_m
+        x, y = (
+            (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * spacing
+            for count in (spec.columns, spec.rows)
+        )
         if spec.kind == "circular":
             circle = cls.uniform_circular(
                 spec.columns,
@@ -269,12 +271,9 @@ class Panel:
                 wavelength=spec.wavelength_m,
                 plane="xz",
             ).elements
-            heights = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
             elements = circle.repeat(spec.rows, 1)
-            elements[:, 1] = heights.repeat_interleave(spec.columns)
+            elements[:, 1] = y.repeat_interleave(spec.columns)
             return cls(elements, spec.wavelength_m, spec.wave)
-        x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
-        y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
         grid_x, grid_y = torch.meshgrid(x, y, indexing="xy")
         elements = torch.stack((grid_x, grid_y, torch.zeros_like(grid_x)), dim=-1)
         return cls(elements.reshape(-1, 3), spec.wavelength_m, spec.wave, spec.pattern_exponent)

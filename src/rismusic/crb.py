@@ -42,11 +42,9 @@ _Information = Callable[[slice, Tensor, Tensor], Tensor]
 # Positions of one source in two recordings agree to this, in metres and relative to its range.
 _SAME_POSITION = 1e-3
 
-# A matrix of unit diagonal with a smaller Cholesky pivot is singular.
-_SINGULAR_PIVOT = 1e-7
+_SINGULAR_PIVOT = 1e-7  # a matrix of unit diagonal with a smaller Cholesky pivot is singular
 
-# Components below this share of a column's norm are rounding errors.
-_ROUNDING = 1e-11
+_ROUNDING = 1e-11  # components below this share of a column's norm are rounding errors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -281,31 +279,30 @@ def recording_crb(
     Raises:
         InputError: the truth or the noise variance is missing.
     """
-    if recording.truth is None or recording.noise_variance is None:
-        missing = "truth" if recording.truth is None else "noise_variance"
-        raise InputError(missing, "missing: the bound needs the truth and the noise variance of a recording")
-    recording = recording.stacked()
-    assert recording.truth is not None
-    assert recording.noise_variance is not None
+    recording, truth, noise = _with_truth(recording)
+    if kind == "conditional":
+        return conditional_crb(recording.panel, recording.link, truth, noise)
     P = None
-    if kind == "unconditional" and recording.symbols == "correlated":
-        if recording.truth.symbols is None:
+    if recording.symbols == "correlated":
+        if truth.symbols is None:
             raise InputError(
                 "symbols", "missing: the covariance of correlated sources is that of their symbols"
             )
-        s = recording.truth.symbols.to(torch.complex128)
+        s = truth.symbols.to(torch.complex128)
         P = s @ s.mH / s.shape[-1]
-    if kind == "conditional":
-        return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
     L = recording.snapshots.shape[-2]
-    return unconditional_crb(
-        recording.panel,
-        recording.link,
-        recording.truth,
-        recording.noise_variance,
-        snapshots=L,
-        source_covariance=P,
-    )
+    return unconditional_crb(recording.panel, recording.link, truth, noise, snapshots=L, source_covariance=P)
+
+
+def _with_truth(recording: Recording, field: str = "") -> tuple[Recording, Sources, Float[Tensor, "S"]]:
+    """A stacked recording, its truth and its noise variance."""
+    if recording.truth is None or recording.noise_variance is None:
+        missing = "truth" if recording.truth is None else "noise_variance"
+        raise InputError(f"{field}{missing}", "missing: the bound needs the truth and the noise variance")
+    made = recording.stacked()
+    assert made.truth is not None
+    assert made.noise_variance is not None
+    return made, made.truth, made.noise_variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,17 +365,12 @@ def room_crb(
     total, position = None, None
     for number, recording in enumerate(recordings):
         field = f"recordings[{number}]"
-        if recording.truth is None or recording.noise_variance is None:
-            name = "truth" if recording.truth is None else "noise_variance"
-            raise InputError(f"{field}.{name}", "missing: the bound needs truth and noise variance")
-        made = recording.stacked()
-        assert made.truth is not None
-        assert made.noise_variance is not None
+        made, truth, noise = _with_truth(recording, f"{field}.")
         assert made.pose is not None
-        pose, truth = made.pose.to(made.truth.azimuth.device, torch.float64), made.truth
+        pose = made.pose.to(truth.azimuth.device, torch.float64)
         order = truth.active_first
         back, first = order.argsort(dim=-1), truth.reordered(order)
-        problem = _Problem(made.panel, made.link, first, made.noise_variance)
+        problem = _Problem(made.panel, made.link, first, noise)
         L = made.snapshots.shape[-2]
         information = (
             _conditional_information(problem, first, [0, 1, 2])

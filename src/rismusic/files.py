@@ -161,46 +161,42 @@ def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) 
             path is a folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
             ``overwrite``.
     """
+    try:
+        obstacle = _obstacle(path, overwrite=overwrite, endings=endings)
+        if obstacle is None:
+            # Some folders allow new files by their permissions, and take none.
+            probe, descriptor = _open_temporary(path)
+            os.close(descriptor)
+            probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        obstacle = f"cannot be written: {failure(error)}"
+    if obstacle is not None:
+        raise InputError(str(path), obstacle)
+
+
+def _obstacle(path: Path, *, overwrite: bool, endings: Collection[str]) -> str | None:
+    """What keeps an output file from being written, as far as names and permissions tell."""
     if not path.name:
-        raise InputError(str(path), "is a folder; give the name of a file")
+        return "is a folder; give the name of a file"
     if endings and path.suffix not in endings:
-        raise InputError(str(path), f"the file name must end in {any_of(endings)}")
-    try:
-        if not path.parent.is_dir():
-            raise InputError(str(path), f"the folder {path.parent} does not exist")
-        if len(os.fsencode(path.name)) > _LONGEST_NAME:
-            raise InputError(str(path), f"the file name is longer than {_LONGEST_NAME} bytes")
+        return f"the file name must end in {any_of(endings)}"
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        return f"the file name is longer than {_LONGEST_NAME} bytes"
+    if os.path.lexists(path):
         mode = path.lstat().st_mode
-    except FileNotFoundError:
-        mode = None
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"cannot be written: {failure(error)}") from None
-    if mode is not None:
-        if stat.S_ISDIR(mode):
-            raise InputError(str(path), "is a folder; give the name of a file")
         if stat.S_ISLNK(mode):
-            raise InputError(
-                str(path), "is a symbolic link; remove it, or give the name of the file that it points to"
-            )
+            return "is a symbolic link; remove it, or give the name of the file that it points to"
         if not stat.S_ISREG(mode):
-            raise InputError(str(path), f"is {kind_of(mode)}; give the name of a file")
+            return f"is {kind_of(mode)}; give the name of a file"
         if not overwrite:
-            raise InputError(
-                str(path), "the file exists already; pass overwrite=True (--overwrite) to replace it"
-            )
+            return "the file exists already; pass overwrite=True (--overwrite) to replace it"
         if not mode & 0o222:
-            raise InputError(str(path), "is read-only; make it writable or give another name")
+            return "is read-only; make it writable or give another name"
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(str(path), f"cannot be written: the folder {path.parent} is read-only for this user")
-    # Some folders allow new files by their permissions, and take none.
-    try:
-        probe, descriptor = _open_temporary(path)
-        os.close(descriptor)
-        probe.unlink()
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written: {failure(error)}") from None
+        return f"cannot be written: the folder {path.parent} is read-only for this user"
+    return None
 
 
 def is_vacant(folder: Path) -> bool:

@@ -17,8 +17,7 @@ from rismusic.errors import InputError
 from rismusic.sources import Sources
 from rismusic.text import short_repr
 
-# The median of the modulus of a standard normal number.
-MEDIAN_OF_NORMAL = 0.6744897501960817
+MEDIAN_OF_NORMAL = 0.6744897501960817  # the median of the modulus of a standard normal number
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,10 +32,8 @@ Result = TypeVar("Result")
 MOST_THREADS = 8
 """Most threads that locate scenes. Python runs for a tenth of the time, and in one thread at a time."""
 
-# Tasks in flight for each worker: the next one waits there while one runs.
-_IN_FLIGHT = 2
-# Seconds to wait for the scheduler of a cluster, and for its first worker.
-_CONNECT_S, _WORKERS_S = 10, 30
+_IN_FLIGHT = 2  # tasks in flight for each worker: the next one waits there while one runs
+_CONNECT_S, _WORKERS_S = 10, 30  # seconds to wait for the scheduler of a cluster, and for its first worker
 
 
 def usable_cores() -> int:
@@ -58,8 +56,7 @@ def default_division(blocks: int, cores: int, *, threaded: bool = True) -> tuple
     return processes, 1
 
 
-# More processes than any machine has cores are a slip.
-_MOST_WORKERS = 1024
+_MOST_WORKERS = 1024  # more processes than any machine has cores are a slip
 
 
 def check_workers(workers: int | None, cluster: str | None) -> None:

@@ -37,8 +37,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 _MM_PER_INCH = 25.4
-# Least width of one panel in print, mm; narrower panels stand below each other.
-_PANEL_MM = 70.0
+_PANEL_MM = 70.0  # least width of one panel in print, mm; narrower panels stand below each other
 # Width of the picture of a scene on the screen, inches.
 _SCENE_INCHES = 11.0
 _SCREEN_DPI, _PRINT_DPI = 150, 300

@@ -103,8 +103,7 @@ def _drawn(
 
 Points = npt.NDArray[np.float64]
 
-# Number of elements drawn one by one; of a larger panel every second, third, ... is drawn.
-_ELEMENTS = 400
+_ELEMENTS = 400  # number of elements drawn one by one; of a larger panel every second, third, ... is drawn.
 # Azimuth to either side up to which the floor is drawn where no search volume is given.
 _SIDE = math.radians(60)
 

@@ -24,8 +24,7 @@ from rismusic.errors import InputError
 from rismusic.spec import MAX_RANGE_M, MIN_RANGE_M
 from rismusic.text import counted
 
-# Largest azimuth, pi up to the rounding of single precision.
-_ALL_ROUND = math.pi + 1e-6
+_ALL_ROUND = math.pi + 1e-6  # largest azimuth, pi up to the rounding of single precision
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -299,8 +298,7 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
             )
 
 
-# Least cosine of an elevation and least range (m), so that derivatives are finite.
-_LEAST = 1e-9
+_LEAST = 1e-9  # least cosine of an elevation and least range (m), so that derivatives are finite
 
 
 def to_panel_coordinates(

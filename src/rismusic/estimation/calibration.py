@@ -51,8 +51,7 @@ from rismusic.sources import Sources
 
 # Maximum number of steps, and the largest predicted movement at convergence in units of the error bars.
 _STEPS, _TOLERANCE = 20, 0.02
-# Shape a of the prior of the variances, for gain and phase errors.
-_SHAPES = (1.5, 10.0)
+_SHAPES = (1.5, 10.0)  # shape a of the prior of the variances, for gain and phase errors
 # Share of the error variance that changes with configuration or source, and is treated as noise.
 _NOISE_SHARE = 0.3
 # Ridge relative to a unit diagonal.
@@ -60,8 +59,7 @@ _RIDGE = 1e-13
 _FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
 # Power of rounding errors over that of the data: about the square of the precision of single precision.
 _ROUNDING = 1e-14
-# Largest number of elements, since the equations for e are dense.
-_MAX_ELEMENTS = 1024
+_MAX_ELEMENTS = 1024  # largest number of elements, since the equations for e are dense
 
 
 def whitened(recording: Recording, panel_error: float) -> Recording:

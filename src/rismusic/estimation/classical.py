@@ -20,6 +20,7 @@ With an unknown number of sources, fits with 0, 1, 2, ... sources are compared b
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +29,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import recording_covariance
-from rismusic.devices import blocks, concatenate
+from rismusic.devices import blocks, choose, concatenate
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of, without_held
@@ -201,9 +202,8 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     if given is not None and bool((given != K).any()):
         raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {n_sources}")
     check_fit(recording, torch.full((S,), K, device=recording.snapshots.device), grid.volume)
-    dictionary = _dictionary(recording, grid)
     fits = []
-    for block in _search_blocks(recording, dictionary):
+    for block, dictionary in _search_blocks(recording, grid):
         part = recording[block]
         scenes = torch.arange(len(part), device=part.snapshots.device)
         searches = [GridSearch(dictionary, part, part.link.for_pilots(k)) for k in range(K)]
@@ -219,11 +219,7 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
                 active[:, k] = True
                 fit = refine(part, positions, active, grid.volume, criterion="conditional", options=ROUGH)
                 positions = fit.positions
-            if best is None:
-                best = fit
-            else:
-                likelier = (fit.value < best.value).nonzero()[:, 0]
-                best = best.replaced(likelier, fit[likelier])
+            best = fit if best is None else choose(fit.value < best.value, best, fit)
         assert best is not None  # there is a pilot
         positions = best.positions
         end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
@@ -301,9 +297,8 @@ def fit_from_search(
     Raises:
         InputError: the grid is of another panel.
     """
-    dictionary = _dictionary(recording, grid)
     fits = []
-    for block in _search_blocks(recording, dictionary):
+    for block, dictionary in _search_blocks(recording, grid):
         starts = Starts.prepare(GridSearch(dictionary, recording[block]), count[block], strategy)
         fits.append(starts.fit(count[block], strategy))
     return concatenate(fits)
@@ -311,9 +306,8 @@ def fit_from_search(
 
 def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy: Strategy) -> SelectedOrder:
     """The most probable number of sources of each scene, up to ``most``."""
-    dictionary = _dictionary(recording, grid)
     selected = []
-    for block in _search_blocks(recording, dictionary):
+    for block, dictionary in _search_blocks(recording, grid):
         part = recording[block]
         scenes = torch.arange(len(part), device=part.snapshots.device)
         starts = Starts.prepare(GridSearch(dictionary, part), torch.full_like(scenes, most), strategy)
@@ -401,7 +395,6 @@ class Starts:
         positions: Float[Tensor, "S C 3"],
         active: Bool[Tensor, "S C"],
         strategy: Strategy,
-        *,
         pairs: bool = False,
     ) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
@@ -426,15 +419,13 @@ def _step_of(
     return step, torch.arange(most, device=path.device) < count[:, None]
 
 
-def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
+def _search_blocks(recording: Recording, grid: SearchGrid) -> Iterator[tuple[slice, Dictionary]]:
+    """Blocks of scenes. A search keeps the energies of all points, and the snapshots twice in float64."""
     panel = recording.panel
     same = grid.panel.size == panel.size and grid.panel.wavelength == panel.wavelength
     if not (same and grid.panel.same_model(panel)):
         raise InputError("grid", f"covers {grid.panel}, but the recording's panel is {panel}")
-    return Dictionary.of(grid)
-
-
-def _search_blocks(recording: Recording, dictionary: Dictionary) -> list[slice]:
-    """Blocks of scenes. A search keeps the energies of all points, and the snapshots twice in float64."""
-    _, L, M = recording.snapshots.shape
-    return blocks(len(recording), 4 * L * len(dictionary) + 32 * L * M, recording.snapshots.device)
+    dictionary, (_, L, M) = Dictionary.of(grid), recording.snapshots.shape
+    each = 4 * L * len(dictionary) + 32 * L * M
+    for block in blocks(len(recording), each, recording.snapshots.device):
+        yield block, dictionary

@@ -75,36 +75,26 @@ from rismusic.text import all_of, counted
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
 
-# Scenes with a smaller p-value are compared again with departures from the model.
-_SUSPICIOUS = 0.01
-# With a known number of sources, those with a smaller one are tested for hardware impairments.
-_MISFIT = 0.05
-# So are scenes in which fewer sources are less probable by no more than this (nats).
-_MARGIN = 5.0
+_SUSPICIOUS = 0.01  # scenes with a smaller p-value are compared again with departures from the model
+_MISFIT = 0.05  # with a known number of sources, those with a smaller one are tested for hardware impairments
+_MARGIN = 5.0  # so are scenes where fewer sources are less probable by no more than this (nats)
 # A number of sources that is less probable than another one by more than this (nats) takes no part.
 _NEGLIGIBLE_NATS = 40.0
 # Pseudo-counts of scenes with and without a model error, and iterations for their share.
 _PRIOR, _ROUNDS = (0.03, 1.0), 20
-# Log prior (nats) of a signal without any source.
-_NO_SOURCE = -12.0
+_NO_SOURCE = -12.0  # log prior (nats) of a signal without any source
 # A source with a greater log-likelihood ratio (nats) is where it is. Angle from which on elsewhere is.
 _CERTAIN_NATS, _ELSEWHERE_DEG = 20.0, 5.0
-# Searches for other positions that are made at a time.
-_BLOCK_SEARCHES = 64
-# Weaker diffuse noise, common to a recording, is left out.
-_LEAST_DIFFUSE = 0.3
-# Two sources of a smaller probability of being independent are coherent.
-_COHERENT = 1e-4
-# A source whose strongest symbol has a smaller probability sends in one snapshot only.
-_LONE = 1e-6
+_BLOCK_SEARCHES = 64  # searches for other positions that are made at a time
+_LEAST_DIFFUSE = 0.3  # weaker diffuse noise, common to a recording, is left out
+_COHERENT = 1e-4  # two sources of a smaller probability of being independent are coherent
+_LONE = 1e-6  # a source whose strongest symbol has a smaller probability sends in one snapshot only
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave (range) is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
-# Scenes that are compared at a time with other forms of the wave.
-_WAVE_SCENES = 16
+_WAVE_SCENES = 16  # scenes that are compared at a time with other forms of the wave
 # From this one on, a note says that a source may be no point, which one in 200 points has too.
 _SPREAD_NOTE_NATS = 3.0
-# Log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns.
-_MOTION = -8.0
+_MOTION = -8.0  # log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
 # which on a direction counts as one, and how much less likely (nats) it may be.
 _NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
@@ -114,21 +104,16 @@ _STRONG_MODE = 0.1
 _RESOLUTION = 0.8
 # Correlation of steering vectors at that angle, above which the ranges of two sources do not resolve them.
 _UNRESOLVED = 0.5
-# From this panel error on, a scene is doubtful.
-_LARGE_ERROR = 0.15
-# Levels of the panel error with which scenes are located again.
-_LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
+_LARGE_ERROR = 0.15  # from this panel error on, a scene is doubtful
+_LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)  # levels of the panel error with which scenes are located again
 # Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
 _OUTSIDE_NATS = 2.0
 # The same from which on a scene is doubtful although they are not taken: three error bars. A scene that
 # speaks against another wave by less is doubtful with the others of its recording.
 _BEYOND_NATS = 4.5
-# Log prior (nats) of sources outside the search volume.
-_OUTSIDE = -5.0
-# Share of the scenes of a recording from which on the others have what these show.
-_NEARLY_ALL = 0.9
-# Angles and oversampling of the search in front of the panel.
-_WIDE_DEG, _COARSE = 85.0, 1.6
+_OUTSIDE = -5.0  # log prior (nats) of sources outside the search volume
+_NEARLY_ALL = 0.9  # share of the scenes of a recording from which on the others have what these show
+_WIDE_DEG, _COARSE = 85.0, 1.6  # angles and oversampling of the search in front of the panel
 
 
 Refit = Callable[[Int64[Tensor, "B"], Int64[Tensor, "B"]], Sources]

@@ -33,10 +33,8 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-# Sources that the repr of an estimate lists.
-_SHOWN = 12
-# Above this SNR rounding hides whether a fit has converged.
-_NOISELESS_DB = 110.0
+_SHOWN = 12  # sources that the repr of an estimate lists
+_NOISELESS_DB = 110.0  # above this SNR rounding hides whether a fit has converged
 
 NSources = int | Tensor | Literal["auto"]
 
@@ -509,55 +507,50 @@ def warnings_of(
 ) -> list[list[str]]:
     """Warnings about sources at the boundary or without an error bar, and fits that did not converge."""
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
+    for scene, sentence in _warnings(found, std, converged, volume, snr_db):
+        warnings[scene].append(sentence)
+    return warnings
+
+
+def _warnings(
+    found: Sources, std: Tensor, converged: Tensor, volume: Volume, snr_db: Tensor
+) -> Iterator[tuple[int, str]]:
     positions = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
     at_boundary = volume.at_boundary(positions)
     # The far field is a legal answer where it is searched.
     at_boundary[..., 2] &= ~found.range.isinf()
     held = [low == high for low, high in zip(volume.lower, volume.upper, strict=True)]
+    free = [axis for axis in range(3) if not held[axis]]
     for axis, name in enumerate(POSITION):
         if held[axis]:
             for scene in found.active.any(-1).nonzero()[:, 0].tolist():
                 r = float(found.range[scene, 0])
                 value = "0 deg" if name != "range" else "infinity" if math.isinf(r) else f"{r:g} m"
-                warnings[scene].append(f"the {name} was not estimated but held at {value}")
+                yield scene, f"the {name} was not estimated but held at {value}"
             continue
         for scene, source in at_boundary[..., axis].nonzero().tolist():
-            warnings[scene].append(f"source {source} is at the boundary of the search volume in {name}")
-    free = std[..., [axis for axis in range(3) if not held[axis]]]
-    for scene, source in free.isinf().all(-1).nonzero().tolist():
-        warnings[scene].append(
-            Reason(f"source {source} has no error bar: the data do not distinguish it from another source")
-        )
-    for axis, name in enumerate(POSITION):
-        lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
-        for scene, source in lost.nonzero().tolist() if not held[axis] else ():
-            warnings[scene].append(
-                f"source {source} has no error bar in {name}, which this array does not determine; the other "
-                f"error bars hold for the {name} given here"
-            )
+            yield scene, f"source {source} is at the boundary of the search volume in {name}"
+    nothing = std[..., free].isinf().all(-1)
+    for scene, source in nothing.nonzero().tolist():
+        text = f"source {source} has no error bar: the data do not distinguish it from another source"
+        yield scene, Reason(text)
+    for axis in free:
+        name, unknown = POSITION[axis], std[..., axis].isinf()
+        for scene, source in (unknown & ~nothing & ~found.range.isinf()).nonzero().tolist():
+            text = f"source {source} has no error bar in {name}, which this array does not determine; the "
+            yield scene, f"{text}other error bars hold for the {name} given here"
         # A guess within the search volume has this error.
         guess = (volume.upper[axis] - volume.lower[axis]) / math.sqrt(12)
-        vague = (std[..., axis] > guess) & ~std[..., axis].isinf()
-        for scene, source in vague.nonzero().tolist() if name != "range" and not held[axis] else ():
-            warnings[scene].append(
-                Reason(
-                    f"source {source}: the {name} is not determined (its error bar exceeds that of a guess "
-                    "within the search volume)"
-                )
-            )
-    uncertain = (std[..., 2] > found.range) & ~std[..., 2].isinf()
-    for scene, source in uncertain.nonzero().tolist():
-        warnings[scene].append(
-            f"source {source}: the range is poorly determined (its error bar exceeds the range)"
-        )
+        vague = (std[..., axis] > (math.inf if name == "range" else guess)) & ~unknown
+        for scene, source in vague.nonzero().tolist():
+            text = f"source {source}: the {name} is not determined (its error bar exceeds that of a guess "
+            yield scene, Reason(f"{text}within the search volume)")
+    for scene, source in ((std[..., 2] > found.range) & ~std[..., 2].isinf()).nonzero().tolist():
+        yield scene, f"source {source}: the range is poorly determined (its error bar exceeds the range)"
     for scene in (~converged).nonzero()[:, 0].tolist():
         exact = bool((snr_db[scene] > _NOISELESS_DB).any())
-        warnings[scene].append(
-            "the data hold no noise but rounding, on which the error bars rest"
-            if exact
-            else Reason("the maximum-likelihood fit did not converge")
-        )
-    return warnings
+        text = "the data hold no noise but rounding, on which the error bars rest"
+        yield scene, text if exact else Reason("the maximum-likelihood fit did not converge")
 
 
 def join_estimates(parts: list[Estimate]) -> Estimate:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from rismusic.estimation.kernel_cache import call
 
-# Rows of real vectors are padded to a multiple of this.
-_VECTOR = 8
+_VECTOR = 8  # rows of real vectors are padded to a multiple of this
 
 
 def gram_energy(

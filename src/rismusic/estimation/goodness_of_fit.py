@@ -56,20 +56,15 @@ SIGNIFICANCE = 1e-3
 
 # Noise draws, the number of the largest ones that the tail is fitted to, and their seed.
 _DRAWS, _TAIL, _SEED = 255, 51, 20261122
-# Draws of a first pass. Scenes with a larger p-value than this need no more.
-_FIRST, _CLEAR = 63, 0.1
-# Smaller residuals, relative to the energy of the data, are rounding errors.
-_NOTHING = 1e-10
-# A log statistic that varies by less than this carries no information.
-_CONSTANT = 1e-4
-# Smaller eigenvalues of H H^H, relative to the largest, are rounding errors.
-_CHANNEL_ROUNDING = 1e-6
+_FIRST, _CLEAR = 63, 0.1  # draws of a first pass. Scenes with a larger p-value than this need no more.
+_NOTHING = 1e-10  # smaller residuals, relative to the energy of the data, are rounding errors
+_CONSTANT = 1e-4  # a log statistic that varies by less than this carries no information
+_CHANNEL_ROUNDING = 1e-6  # smaller eigenvalues of H H^H, relative to the largest, are rounding errors
 
 # The residual of one antenna or snapshot stands out below the first p-value if above the second for the next
 # one. It takes this many to compare with.
 _OUTLIER, _HOMOGENEOUS, _FEWEST_ROWS = 1e-4, 1e-2, 4
-# Smaller squared norms, of columns of unit norm, are rounding errors.
-_ROUNDING = 1e-10
+_ROUNDING = 1e-10  # smaller squared norms, of columns of unit norm, are rounding errors
 
 
 @dataclass(frozen=True, eq=False)

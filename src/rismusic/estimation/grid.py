@@ -25,10 +25,8 @@ from rismusic.text import short_repr
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
 
-# Least distance of |(u_x, u_y)| from 1, so that every direction is in front of the panel.
-_GRAZING = 1e-6
-# Points per axis over which the depth of focus is averaged.
-_PROBES = 7
+_GRAZING = 1e-6  # least distance of |(u_x, u_y)| from 1, so that every direction is in front of the panel
+_PROBES = 7  # points per axis over which the depth of focus is averaged
 # A coordinate this close to a limit of the volume, relative to the width of the volume, is at its boundary.
 _BOUNDARY_MARGIN = 1e-6
 
@@ -56,8 +54,6 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
-_ANGLES = ("azimuth_max", "elevation_max")
-
 MOST_POINTS = 2**24
 """Largest number of points of a search grid."""
 
@@ -84,18 +80,18 @@ class Volume:
     range_max: float
 
     def __post_init__(self) -> None:
-        hints = {name: " (degrees?)" if getattr(self, name) > math.pi else "" for name in _ANGLES}
-        if not 0 <= self.azimuth_max <= math.pi:
-            raise InputError(
-                "volume.azimuth_max",
-                f"must be 0 to pi radians; got {self.azimuth_max:g}{hints['azimuth_max']}",
-            )
-        if not 0 <= self.elevation_max < math.pi / 2:
-            raise InputError(
-                "volume.elevation_max",
-                "must be 0 or larger and below pi/2 radians; got "
-                f"{self.elevation_max:g}{hints['elevation_max']}",
-            )
+        for name, value, valid, allowed in (
+            ("azimuth_max", self.azimuth_max, self.azimuth_max <= math.pi, "0 to pi"),
+            (
+                "elevation_max",
+                self.elevation_max,
+                self.elevation_max < math.pi / 2,
+                "0 or larger and below pi/2",
+            ),
+        ):
+            if not (value >= 0 and valid):
+                hint = " (degrees?)" if value > math.pi else ""
+                raise InputError(f"volume.{name}", f"must be {allowed} radians; got {value:g}{hint}")
         if not (self.range_min > 0 and math.isfinite(1 / self.range_min)):
             raise InputError(
                 "volume.range_min", f"must be positive, with a finite inverse; got {self.range_min:g} m"

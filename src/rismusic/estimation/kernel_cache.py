@@ -30,10 +30,8 @@ from filelock import FileLock
 from rismusic.files import writable_by_others
 
 _LOG = logging.getLogger("rismusic.locate")
-# Other processes that compile the same function are waited for so long, in seconds.
-_PATIENCE_S = 120
-# Compiling that takes longer than this, in seconds, is announced.
-_ANNOUNCED_S = 3.0
+_PATIENCE_S = 120  # other processes that compile the same function are waited for so long, in seconds
+_ANNOUNCED_S = 3.0  # compiling that takes longer than this, in seconds, is announced
 # Fewer problems than this are not shared among threads; the others in this many parts for each thread, since
 # they take different times.
 _LEAST_PARTED, _PARTS = 4, 4

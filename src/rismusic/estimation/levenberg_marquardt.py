@@ -41,18 +41,14 @@ from rismusic.devices import Batch, choose
 
 # Value, gradient and a positive semidefinite curvature of some of the problems.
 Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U"]]
-# The same at the given points.
-Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]
+Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]  # the same at the given points
 
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
-# A smaller damping does not change a step.
-_NO_DAMPING = 1e-4
+_NO_DAMPING = 1e-4  # a smaller damping does not change a step
 # Steps whose change of the gradient is remembered, and the least curvature along one, relative to B.
 _MEMORY, _LEAST_CURVATURE = 2, 0.05
-# From this tolerance on a fit is a rough one, without updates and with every step evaluated.
-_ROUGH = 0.1
-# Relative to a unit diagonal, so that a singular curvature has an inverse.
-_RIDGE = 1e-12
+_ROUGH = 0.1  # from this tolerance on a fit is a rough one, without updates and with every step evaluated
+_RIDGE = 1e-12  # relative to a unit diagonal, so that a singular curvature has an inverse
 # Values are rounded to about this relative error, since fields are computed in single precision.
 _ROUNDING = 1e-6
 # Up to this many tolerances the decrement, which rounding hardly touches, decides whether a step is good.

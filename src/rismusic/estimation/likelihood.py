@@ -34,8 +34,7 @@ from rismusic.devices import Batch, blocks
 from rismusic.io import Recording
 from rismusic.operator import Link
 
-# Ridge relative to a unit diagonal: two columns closer than this (squared) count as one.
-_RIDGE = 1e-13
+_RIDGE = 1e-13  # ridge relative to a unit diagonal: two columns closer than this (squared) count as one
 # Smallest cost. It has a logarithm, and the square of its inverse is finite, also for snapshots of zeros.
 _SMALLEST_COST = 1e-140
 

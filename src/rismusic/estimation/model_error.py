@@ -58,28 +58,22 @@ from rismusic.sources import Sources
 # Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the
 # noise.
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
-# Powers tau of the diffuse noise that are tried.
-_DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
+_DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)  # powers tau of the diffuse noise that are tried
 # Standard deviations of a source's direction that are tried (rad), and directions.
 _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
 # Log-likelihood ratio (nats) of a motion from which on the path is fitted, and Gauss-Newton steps.
 _MOTION_USUAL, _STEPS = 4.0, 6
-# Steps as good as the last one (of one nat more) by which a path may still gain.
-_FURTHER = 20.0
-# Largest panel error. A larger one would explain any field.
-_MOST_ERROR = 0.5
+_FURTHER = 20.0  # steps as good as the last one (of one nat more) by which a path may still gain
+_MOST_ERROR = 0.5  # largest panel error. A larger one would explain any field.
 # Log prior of each ratio, and of each power of the diffuse noise.
 _LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
-# Smaller residuals, relative to the energy of the data, are rounding errors.
-_NOTHING = 1e-10
+_NOTHING = 1e-10  # smaller residuals, relative to the energy of the data, are rounding errors
 # Share of the residual up to which single precision tells how much is explained, and the error of the log
 # evidence that it makes at most (nats).
 _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
-# Steps of the Lanczos recursion.
-_LANCZOS = 8
-# Largest number of elements, since W is dense.
-MAX_ELEMENTS = 400
+_LANCZOS = 8  # steps of the Lanczos recursion
+MAX_ELEMENTS = 400  # largest number of elements, since W is dense
 # Largest number of outputs of a snapshot, whose covariance is dense. Constant symbols make one of L M.
 _MAX_OUTPUTS = 1024
 

@@ -55,8 +55,7 @@ from rismusic.estimation.noise import noise_of
 from rismusic.estimation.source_covariance import correlated_information, log_volume, pair_active
 from rismusic.io import Recording
 
-# Smaller eigenvalues, relative to the largest, are rounding errors and count as this.
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors and count as this
 
 # Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
 LOG_POWER_WIDTH = math.log(1e3)
@@ -69,8 +68,7 @@ another one, and the prior of a network has seen the same snapshots. With a weig
 too close to 0 and 1. This weight makes them reliable on simulated scenes, without a loss in accuracy.
 """
 
-# The search stops after this many additional sources in a row without a gain.
-_PATIENCE = 2
+_PATIENCE = 2  # the search stops after this many additional sources in a row without a gain
 
 
 @dataclass(frozen=True, eq=False)

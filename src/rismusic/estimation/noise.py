@@ -11,10 +11,8 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.io import Recording
 
-# Iterations of the fixed point. Its result is an initial value, not the final estimate.
-_STEPS = 30
-# Squared singular values below this share of the largest are rounding.
-_NOTHING = 1e-30
+_STEPS = 30  # iterations of the fixed point. Its result is an initial value, not the final estimate.
+_NOTHING = 1e-30  # squared singular values below this share of the largest are rounding
 
 
 OTHER_SYMBOLS = "If the symbols are constant or known, state it in the recording or with --symbols"

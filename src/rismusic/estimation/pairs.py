@@ -29,12 +29,10 @@ from rismusic.io import Recording
 
 # Pairs times snapshots up to which they are searched. The more snapshots, the more do sources differ in them.
 _MOST_PAIRS = 2**18
-# Pairs that are fitted: the best ones differ by a step of the grid.
-_FITTED = 12
+_FITTED = 12  # pairs that are fitted: the best ones differ by a step of the grid
 # Points whose energy outside the span of the other sources is below this share of it count as in it.
 _FLOOR = 1e-3
-# Points whose fields are as parallel as this, 1 - |cos|^2, count as one.
-_PARALLEL = 1e-6
+_PARALLEL = 1e-6  # points whose fields are as parallel as this, 1 - |cos|^2, count as one
 
 
 def can_search_pairs(search: GridSearch) -> bool:

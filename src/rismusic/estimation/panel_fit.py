@@ -51,15 +51,12 @@ _RIDGE = 1e-12
 _STEPS, _FIRST_DAMPING, _MOST_DAMPING = 15, 1e-3, 1e8
 # The fit has converged when a step is below this share of the standard deviations (root mean square).
 _TOLERANCE = 0.05
-# Step of the finite differences by the element positions, in wavelengths.
-_DIFFERENCE = 1e-4
-# Smallest standard deviation of the prior of the offsets, in wavelengths.
-_LEAST_OFFSET = 1e-4
+_DIFFERENCE = 1e-4  # step of the finite differences by the element positions, in wavelengths
+_LEAST_OFFSET = 1e-4  # smallest standard deviation of the prior of the offsets, in wavelengths
 # Largest share of the noise's degrees of freedom that the fit may take.
 _LEAST_FREEDOM = 0.1
 _LARGEST_ERROR = 0.5
-# Share of the power of all scenes beyond which the sources explain nothing.
-_MOST_UNEXPLAINED = 0.95
+_MOST_UNEXPLAINED = 0.95  # share of the power of all scenes beyond which the sources explain nothing
 # Noise variances that are tried, relative to the fitted one, where none is recorded.
 _NOISE_LEVELS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1)
 _TINY = torch.finfo(torch.float64).tiny

@@ -39,13 +39,11 @@ _BIRTHS, _BIRTH_POINTS, _BIRTH_DISTANCE = 3, 200, 3.0
 # Nothing is tried where a new source gains no more than in noise and each of the others at least this.
 # Of 154 changes in 3,584 scenes of up to 5 sources at 0 to 15 dB, one was there, of 0.02 nats.
 _NOISE_NATS, _IMPORTANT_NATS = 10.0, 30.0
-# The fit with one source too many need not converge.
-_CROWDED = FitOptions(steps=4, tolerance=0.4)
+_CROWDED = FitOptions(steps=4, tolerance=0.4)  # the fit with one source too many need not converge
 # Trials that are worse than the current fit by more than this many nats are not re-fitted.
 _REFIT_MARGIN_NATS = 5.0
 
-# Distance of the places beside a source from it, in beam widths (depths of focus in 1/r).
-_BESIDE = 0.8
+_BESIDE = 0.8  # distance of the places beside a source from it, in beam widths (depths of focus in 1/r)
 
 # A source that is found again within this many grid steps of its position counts as unchanged.
 _UNCHANGED_STEPS = 1.5

@@ -31,10 +31,8 @@ from rismusic.devices import memory_budget
 from rismusic.estimation.grid import find_peaks
 from rismusic.estimation.search import GridSearch, project_out
 
-# Least noise variance relative to the power per antenna, for single precision.
-_LOADING = 1e-5
-# Smaller powers, relative to the largest, are set to 0 before they become denormal numbers.
-_NOTHING = 1e-12
+_LOADING = 1e-5  # least noise variance relative to the power per antenna, for single precision
+_NOTHING = 1e-12  # smaller powers, relative to the largest, are set to 0 before they become denormal numbers
 # After _WARM iterations, only the 1 / _SHRINK of the points with the largest powers go on.
 _WARM, _SHRINK = 5, 4
 

@@ -62,8 +62,7 @@ _COINCIDENT = 1e-5
 _CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
 # Powers of a new source that are compared, relative to the largest one that the data allow.
 _POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
-# Iterations for the best power of a new source.
-_STEPS = 3
+_STEPS = 3  # iterations for the best power of a new source
 
 # Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large
 # panel only those that are this much stronger than the mean.

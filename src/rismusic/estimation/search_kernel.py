@@ -41,9 +41,8 @@ class ClassProducts:
 
     def __init__(self, grid: SearchGrid) -> None:
         self.symmetry = symmetry = Symmetry.of(grid)
-        parts = symmetry.parts(
-            torch.eye(grid.panel.size, dtype=torch.complex128)
-        ).real  # projections onto the classes
+        # Projections onto the classes.
+        parts = symmetry.parts(torch.eye(grid.panel.size, dtype=torch.complex128)).real
         values, vectors = torch.linalg.eigh(parts)
         most = int((values > 0.5).sum(-1).max())
         basis = (vectors * (values > 0.5)[:, None])[..., -most:]  # [G, N, N / G], padded with zeros
@@ -104,12 +103,8 @@ def worth(
         if K:
             _add(products, basis[part], -1.0, left)
         _add(products, data[part], 1 / times, pull)
-        arrays = (
-            *(value.flatten(2).numpy() for value in (pull, left, sent)),
-            noise[part].numpy(),
-            out[part].numpy(),
-        )
-        call(_worth, len(sent), (*arrays, rules))
+        arrays = (*(value.flatten(2) for value in (pull, left, sent)), noise[part], out[part])
+        call(_worth, len(sent), (*(value.numpy() for value in arrays), rules))
     return times * out[:, products.inside]
 
 
@@ -164,20 +159,12 @@ def _add_squares(first, last, products, each, sign, out):
                     row[1, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
             else:
                 for o in range(orbits):
-                    a, b, c, d = (
-                        re[0, o] + re[1, o],
-                        im[0, o] + im[1, o],
-                        re[2, o] + re[3, o],
-                        im[2, o] + im[3, o],
-                    )
+                    a, b = re[0, o] + re[1, o], im[0, o] + im[1, o]
+                    c, d = re[2, o] + re[3, o], im[2, o] + im[3, o]
                     row[0, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
                     row[2, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
-                    a, b, c, d = (
-                        re[0, o] - re[1, o],
-                        im[0, o] - im[1, o],
-                        re[2, o] - re[3, o],
-                        im[2, o] - im[3, o],
-                    )
+                    a, b = re[0, o] - re[1, o], im[0, o] - im[1, o]
+                    c, d = re[2, o] - re[3, o], im[2, o] - im[3, o]
                     row[1, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
                     row[3, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
 
@@ -189,12 +176,8 @@ def _worth(first, last, pulls, lefts, energies, noises, out, rules):
     matrices, sent = lefts.shape[1], energies.shape[1]
     zero, one = np.float32(0.0), np.float32(1.0)
     a, b = np.empty((L, _CHUNK), np.float32), np.empty((L, _CHUNK), np.float32)
-    power, top, bottom = (
-        np.empty(_CHUNK, np.float32),
-        np.empty(_CHUNK, np.float32),
-        np.empty(_CHUNK, np.float32),
-    )
-    product = np.empty(_CHUNK)
+    power, product = np.empty(_CHUNK, np.float32), np.empty(_CHUNK)
+    top, bottom = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
     for s in range(first, last):
         known = noises[s] > 0
         scale = one / noises[s] if known else one

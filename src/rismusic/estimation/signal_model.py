@@ -28,14 +28,11 @@ from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, SymbolModel, Wave
 
-# Scenes that are fitted, evenly spread over the recording, and sources in each.
-_SCENES, _SOURCES = 8, 3
+_SCENES, _SOURCES = 8, 3  # scenes that are fitted, evenly spread over the recording, and sources in each
 # Settings of these fits.
 _QUICK: dict[str, Any] = {"method": "omp", "criterion": "conditional", "oversampling": 1.6}
-# Trial frequencies for each snapshot.
-_OVERSAMPLED = 4
-# Smallest noise variance of an output, over the median of all outputs.
-_LEAST_NOISE = 0.01
+_OVERSAMPLED = 4  # trial frequencies for each snapshot
+_LEAST_NOISE = 0.01  # smallest noise variance of an output, over the median of all outputs
 
 
 def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:

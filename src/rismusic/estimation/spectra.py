@@ -62,8 +62,7 @@ _TOLERANCE = 1e-7
 # Grid points whose steering vector keeps less than this share of its energy after the projection coincide
 # with a source that has been found.
 _LEFT = 0.05
-# How far Newton's method may move from a point of the grid, in beam widths.
-_REACH = 0.5
+_REACH = 0.5  # how far Newton's method may move from a point of the grid, in beam widths
 
 
 @dataclass(frozen=True, eq=False)

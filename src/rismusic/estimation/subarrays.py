@@ -38,14 +38,10 @@ from rismusic.estimation.grid import SearchGrid, from_cosines
 
 # Size of a dictionary, N P, from which on subarrays take its place: between 20 x 20 and 24 x 24 elements.
 _LARGE = 2**23
-# Points of a subarray per width of its beam and focus.
-_OVERSAMPLING = 5.0
-# Largest number of elements of a subarray that is not divided again.
-_LEAF = 64
-# Points over which the depth of focus of a subarray is averaged.
-_PROBES = 100
-# Size of a block of products, which stays in the cache of a processor.
-_BLOCK = 2**17
+_OVERSAMPLING = 5.0  # points of a subarray per width of its beam and focus
+_LEAF = 64  # largest number of elements of a subarray that is not divided again
+_PROBES = 100  # points over which the depth of focus of a subarray is averaged
+_BLOCK = 2**17  # size of a block of products, which stays in the cache of a processor
 
 
 # Subarrays take 200 bytes for each point of the grid, hence of two grids only.

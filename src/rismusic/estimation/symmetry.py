@@ -27,10 +27,8 @@ from rismusic.array import Panel
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import compiled_fits
 
-# Tolerance of the position of a mirrored element, in wavelengths.
-_SAME = 1e-6
-# Fewer rows take longer to reach oneDNN than they gain.
-_MANY_ROWS = 16
+_SAME = 1e-6  # tolerance of the position of a mirrored element, in wavelengths
+_MANY_ROWS = 16  # fewer rows take longer to reach oneDNN than they gain
 
 
 @dataclass(frozen=True, eq=False)
