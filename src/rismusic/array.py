@@ -578,9 +578,6 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
         value: NumPy array, torch tensor, number or nested sequence. Integers are accepted in sequences only:
             integer arrays are usually element indices, not metres.
         kind: ``real`` or ``complex``.
-
-    Raises:
-        InputError: the values are not numbers of this kind.
     """
     if isinstance(value, Tensor):
         tensor = value

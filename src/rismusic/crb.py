@@ -139,9 +139,6 @@ def conditional_crb(
         noise_variance: sigma^2, [...].
         unknowns: coordinates that are estimated; the others are known.
 
-    Returns:
-        The bound of all sources jointly.
-
     Raises:
         InputError: the symbols are missing, the noise variance is not positive, a coordinate has another
             name, or an unused slot precedes a source.
@@ -209,9 +206,6 @@ def unconditional_crb(
         unknowns: coordinates that are estimated; the others are known.
         source_covariance: P, Hermitian and positive semidefinite, [..., K, K]; diag(p) with unknown p if
             none. Rows and columns of unused slots do not count.
-
-    Returns:
-        The bound of all sources jointly.
 
     Raises:
         InputError: the powers are missing or L is unknown; otherwise as :func:`conditional_crb`.
@@ -355,9 +349,6 @@ def room_crb(
             all of them; where a panel does not see a source, its slot is NaN.
         kind: which bound.
 
-    Returns:
-        The bound of all sources jointly.
-
     Raises:
         InputError: a pose, truth or noise variance is missing, or the recordings are of different sources.
     """
@@ -412,12 +403,7 @@ def room_crb(
 
 
 def check_same_room(recordings: Sequence[Recording]) -> None:
-    """Check that recordings have poses and the same number of scenes.
-
-    Raises:
-        InputError: no recording, one without a pose or with a pose that is not a rigid transform, or numbers
-            of scenes that differ.
-    """
+    """Check that recordings have poses and the same number of scenes."""
     if not recordings:
         raise InputError("recordings", "needs at least one recording")
     for number, recording in enumerate(recordings):

@@ -103,11 +103,7 @@ def same_width(*values: Tensor) -> list[Tensor]:
 
 
 def device_of(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it.
-
-    Raises:
-        InputError: no device has this name, or this machine has none of it.
-    """
+    """The device, if this machine has it."""
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen).cpu()  # a device without data has no values to return
@@ -130,11 +126,7 @@ def memory_budget(device: torch.device) -> int:
 
 
 def budget_of_environment() -> float | None:
-    """The memory budget in MiB that the environment variable sets; none without it.
-
-    Raises:
-        InputError: it is not a positive number.
-    """
+    """The memory budget in MiB that the environment variable sets; none without it."""
     text = os.environ.get(VARIABLE)
     if text is None:
         return None

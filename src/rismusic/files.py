@@ -62,11 +62,7 @@ def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
 
 
 def read_beginning(path: Path, size: int) -> bytes:
-    """At most so many bytes of the beginning of a regular file.
-
-    Raises:
-        InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
-    """
+    """At most so many bytes of the beginning of a regular file."""
     with _opened(path) as (file, _):
         return file.read(size)
 
@@ -101,11 +97,7 @@ def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is a regular file or does not exist. Pipes and devices are not opened.
-
-    Raises:
-        InputError: it is a folder, a pipe or a device, or cannot be looked at.
-    """
+    """Check that a path is a regular file or does not exist. Pipes and devices are not opened."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -129,11 +121,7 @@ def _check_ready(path: Path, descriptor: int, found: os.stat_result) -> None:
 
 
 def check_not_link(path: Path) -> None:
-    """Check that a file that is written in place is a regular file or does not exist.
-
-    Raises:
-        InputError: it is a symbolic link, a folder, a pipe or a device, or cannot be looked at.
-    """
+    """Check that a file that is written in place is a regular file or does not exist."""
     if path.is_symlink():
         raise InputError(str(path), "is a symbolic link, which is not followed; remove it")
     check_regular(path)
@@ -200,11 +188,7 @@ def _obstacle(path: Path, *, overwrite: bool, endings: Collection[str]) -> str |
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a folder is missing or empty. Temporary files of killed processes are removed first.
-
-    Raises:
-        InputError: the folder cannot be read.
-    """
+    """Whether a folder is missing or empty. Temporary files of killed processes are removed first."""
     try:
         if not folder.exists():
             return True

@@ -192,11 +192,7 @@ def _as_calibration(recording: Recording, fit: PanelFit, used: Bool[Tensor, "S"]
 
 
 def check_recording(recording: Recording) -> None:
-    """Check that a recording is of a kind that can calibrate a panel.
-
-    Raises:
-        InputError: its symbols are constant or known, it is wideband, or its panel is too large.
-    """
+    """Check that a recording is of a kind that can calibrate a panel."""
     if recording.symbols != "independent":
         raise InputError("symbols", f"must be independent for a calibration; they are {recording.symbols}")
     if recording.frequencies is not None:

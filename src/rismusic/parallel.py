@@ -60,11 +60,7 @@ _MOST_WORKERS = 1024  # more processes than any machine has cores are a slip
 
 
 def check_workers(workers: int | None, cluster: str | None) -> None:
-    """Check the options before work starts.
-
-    Raises:
-        InputError: no number of processes from 1 to 1024, workers beside a cluster, or Dask is not installed.
-    """
+    """Check the options before work starts."""
     if workers is not None and not 1 <= workers <= _MOST_WORKERS:
         raise InputError("workers", f"must be from 1 to {_MOST_WORKERS} processes; got {workers}")
     if cluster is not None and workers is not None:

@@ -61,11 +61,7 @@ _SAVED: dict[Any, Any] = {"pdf.fonttype": 42}
 
 
 def check_matplotlib() -> None:
-    """Check that matplotlib can be imported, before work is done for a plot.
-
-    Raises:
-        InputError: matplotlib is not installed, or its settings are wrong.
-    """
+    """Check that matplotlib can be imported, before work is done for a plot."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -78,11 +74,7 @@ def check_matplotlib() -> None:
 
 @contextmanager
 def print_style(width_mm: float | None) -> Iterator[None]:
-    """Text sizes and line widths for a figure of this printed width; matplotlib's own where it is none.
-
-    Raises:
-        InputError: the width cannot be printed, or matplotlib is not installed.
-    """
+    """Text sizes and line widths for a figure of this printed width; matplotlib's own where it is none."""
     check_matplotlib()
     if width_mm is None:
         yield

@@ -158,11 +158,10 @@ class Scene:
 
     Args:
         panel: the panel.
-        estimates: estimated sources, [K], or none.
-        covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m), or none.
-        truth: true sources, or none.
-        volume: the search volume, to which error regions are limited, see :func:`holding`; none where it is
-            not known.
+        estimates: estimated sources, [K].
+        covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m).
+        truth: true sources.
+        volume: the search volume, to which error regions are limited, see :func:`holding`.
         clipped: set while drawing: whether the volume clipped an error region.
     """
 

@@ -191,9 +191,6 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     The sources are searched in turn, each with its own pilots, in what the others leave of the data, and all
     are fitted together after each turn. Two rounds are made from each source as the first one, and the
     likeliest result is kept: the source that is searched first may be lost in the field of the others.
-
-    Raises:
-        InputError: another number of sources.
     """
     pilots = recording.link.pilots
     assert pilots is not None
@@ -292,11 +289,7 @@ def strategy_of(spec: LocateSpec) -> Strategy:
 def fit_from_search(
     recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, strategy: Strategy
 ) -> Fit:
-    """Fit a given number of sources to each scene, from starts that a search of the grid finds.
-
-    Raises:
-        InputError: the grid is of another panel.
-    """
+    """Fit a given number of sources to each scene, from starts that a search of the grid finds."""
     fits = []
     for block, dictionary in _search_blocks(recording, grid):
         starts = Starts.prepare(GridSearch(dictionary, recording[block]), count[block], strategy)

@@ -402,8 +402,7 @@ def _weighed(
 ) -> tuple[Estimate, ModelError]:
     """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
 
-    Returns:
-        The estimate, and the model error, whose gain is positive where there probably is one.
+    The gain of the model error is positive where there probably is one.
     """
     quick = spec.replace(hybrid=spec.hybrid.replace(recheck_p_value=0.0))
     volume, count = Volume.from_spec(spec), estimate.n_sources

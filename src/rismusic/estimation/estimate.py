@@ -40,11 +40,7 @@ NSources = int | Tensor | Literal["auto"]
 
 
 def whole_numbers(n_sources: object) -> int | str | Tensor | None:
-    """Numbers of sources as a caller gives them: NumPy numbers become an int, lists and arrays a tensor [S].
-
-    Raises:
-        InputError: they are neither whole numbers nor text.
-    """
+    """Numbers of sources from a caller: NumPy numbers become an int, lists and arrays a tensor [S]."""
     if n_sources is None or isinstance(n_sources, (int, str, Tensor)):
         return n_sources
     array = np.asarray(n_sources)

@@ -101,7 +101,7 @@ class Projection(Batch):
         )
         fields = orthonormal(fields)
         s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
-        t = (_project_out(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
+        t = (outside(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
         return cls(fields, orthonormal(torch.cat((t.real, t.imag), dim=1)))
 
     def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
@@ -125,7 +125,10 @@ class Projection(Batch):
         return torch.complex(real, imaginary).reshape(data.shape)
 
 
-def _project_out(basis: Tensor, columns: Tensor) -> Tensor:
+def outside(
+    basis: Complex[Tensor, "*S M K"], columns: Complex[Tensor, "*S M J"]
+) -> Complex[Tensor, "*S M J"]:
+    """What an orthonormal basis leaves of some columns."""
     return columns - basis @ (basis.mH @ columns)
 
 

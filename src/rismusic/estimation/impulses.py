@@ -54,9 +54,6 @@ def locate_with_impulses(
     """Locate the sources of scenes with impulsive noise by an estimator of weighted recordings.
 
     A recorded noise variance may include impulses, and is estimated instead.
-
-    Raises:
-        InputError: the settings ask for a calibration of the panel.
     """
     check_no_calibration(spec)
     plain = replace(recording, noise_variance=None)
@@ -84,11 +81,7 @@ def locate_with_impulses(
 
 
 def check_no_calibration(spec: LocateSpec) -> None:
-    """Check that the settings do not ask for a calibration of the panel, which takes no weights.
-
-    Raises:
-        InputError: they do.
-    """
+    """Check that the settings do not ask for a calibration of the panel, which takes no weights."""
     if spec.allowed_error:
         raise InputError("panel_error", f"must be 0 with impulsive noise; got {spec.allowed_error:g}")
 

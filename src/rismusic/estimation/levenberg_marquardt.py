@@ -57,18 +57,11 @@ _NEAR = 20.0
 
 @dataclass(frozen=True)
 class FitOptions:
-    """When a fit stops, and where its powers start.
+    """When a fit stops, and where its powers start."""
 
-    Args:
-        steps: maximum number of evaluations of the likelihood after the first.
-        tolerance: largest Newton decrement at convergence, in units of the error bars.
-        powers_first: whether powers and noise variance are fitted before the positions move. Near the
-            solution, least squares is good enough for them to start from.
-    """
-
-    steps: int = 60
-    tolerance: float = 5e-3
-    powers_first: bool = True
+    steps: int = 60  # maximum number of evaluations of the likelihood after the first
+    tolerance: float = 5e-3  # largest Newton decrement at convergence, in units of the error bars
+    powers_first: bool = True  # fit powers and noise first, not needed near the solution
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,21 +43,16 @@ _SMALLEST_COST = 1e-140
 class SufficientStatistics(Batch):
     r"""Sufficient statistics of S scenes for given positions: inner products in float64.
 
-    Args:
-        gram: :math:`X_l^H X_l`, [S, L, C, C] complex (L = 1 where the link is the same in every snapshot), of
-            C = K columns G_l a_k, or K + 3K with their derivatives appended (source slow, coordinate fast).
-            Columns without a source are zero.
-        cross: :math:`X_l^H y_l`, [S, L, C] complex.
-        energy: :math:`|y_l|^2`, [S, L].
-        active: which columns hold a source, [S, K].
-        antennas: M, the length of y_l.
+    The C = K columns :math:`G_l a_k` of X_l, or K + 3K with their derivatives appended (source slow,
+    coordinate fast), are zero without a source. L = 1 in the Gram matrices where the link is the same in
+    every snapshot.
     """
 
-    gram: Complex[Tensor, "S _ C C"]
-    cross: Complex[Tensor, "S L C"]
-    energy: Float[Tensor, "S L"]
+    gram: Complex[Tensor, "S _ C C"]  # X_l^H X_l
+    cross: Complex[Tensor, "S L C"]  # X_l^H y_l
+    energy: Float[Tensor, "S L"]  # |y_l|^2
     active: Bool[Tensor, "S K"]
-    antennas: int
+    antennas: int  # M, the length of y_l
 
     @property
     def size(self) -> int:

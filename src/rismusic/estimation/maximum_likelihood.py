@@ -415,21 +415,14 @@ def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Ten
 class Fit(Batch):
     """Sources fitted to the snapshots of S scenes.
 
-    Args:
-        sources: positions, mean powers p (maximum likelihood; the diagonal of P for correlated symbols) and
-            symbols (least squares) of up to K sources; NaN where there is no source. The order is that of the
-            start.
-        cost: the conditional cost f = sum_l |P_perp y_l|^2.
-        neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable
-            between fits of the same data.
-        noise_variance: sigma^2, as given or estimated without bias from the residual.
-        converged: whether the fit converged.
+    They have mean powers p (maximum likelihood; the diagonal of P for correlated symbols) and symbols (least
+    squares), in the order of the start.
     """
 
     sources: Sources
-    cost: Float[Tensor, "S"]
-    neg_log_likelihood: Float[Tensor, "S"]
-    noise_variance: Float[Tensor, "S"]
+    cost: Float[Tensor, "S"]  # conditional, f = sum_l |P_perp y_l|^2
+    neg_log_likelihood: Float[Tensor, "S"]  # unconditional, at the best powers, in nats
+    noise_variance: Float[Tensor, "S"]  # as given, or estimated without bias from the residual
     converged: Bool[Tensor, "S"]
 
 

@@ -50,7 +50,7 @@ from torch import Tensor
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import Batch, blocks
 from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
-from rismusic.estimation.goodness_of_fit import orthonormal
+from rismusic.estimation.goodness_of_fit import orthonormal, outside
 from rismusic.estimation.maximum_likelihood import kernel_for, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
@@ -413,9 +413,9 @@ class _Path:
         C[self.rows, :, :, self.which] = link.apply(A.mT)
         D = torch.stack([link.apply((log_derivatives[..., axis] * A).mT) for axis in range(2)], dim=-1)
         Q = orthonormal(C)
-        rest = _outside(Q, self.y[..., None])[..., 0]
+        rest = outside(Q, self.y[..., None])[..., 0]
         s = _least_squares(C, self.y)[self.rows, :, self.which]
-        equations = _PathEquations.of(_outside(Q, D) * s[:, :, None, None], rest)
+        equations = _PathEquations.of(outside(Q, D) * s[:, :, None, None], rest)
         return squared_modulus(rest).sum((1, 2)), equations.solve(moves=moves)[0]
 
 
@@ -446,8 +446,8 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
         C = link.matmul(A).expand(-1, L, -1, -1)
         Q = orthonormal(C)
         B = link.matmul(D).expand(-1, L, -1, -1)
-        B = _outside(Q, B).unflatten(-1, (-1, 2))
-        rest = _outside(Q, y[..., None])[..., 0]
+        B = outside(Q, B).unflatten(-1, (-1, 2))
+        rest = outside(Q, y[..., None])[..., 0]
         sigma2 = squared_modulus(rest).sum((1, 2)) / _freedom(there, L, M)
         power = torch.where(there, sources.power[block].double(), 0)
         yield block, _BesideSources(rest, B, _least_squares(C, y), sigma2, power)
@@ -498,7 +498,7 @@ class _Residual(Batch):
         fields = P if H is None else _through(P, H)  # C_l^T, [S, L, K, M]
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
-        rest = _outside(Q, y[..., None])[..., 0]
+        rest = outside(Q, y[..., None])[..., 0]
         field = (P * _least_squares(C, y)[..., None]).sum(-2)
         return cls(H, field, Q, rest, _freedom(active, L, M, subcarriers))
 
@@ -686,11 +686,6 @@ def _explained(
     white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.double().log().sum(-1)
     return rho.double() * squared_modulus(white).double().sum(-1), log_det
-
-
-def _outside(Q: Complex[Tensor, "*S M K"], columns: Complex[Tensor, "*S M J"]) -> Complex[Tensor, "*S M J"]:
-    """What an orthonormal basis leaves of some columns."""
-    return columns - Q @ (Q.mH @ columns)
 
 
 def _on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Complex[Tensor, "S _ K N"]:

@@ -52,10 +52,7 @@ def pair_sweeps(
     """Remove each pair of sources in turn, search it again, and keep the re-fit where it is likelier.
 
     The scenes have to be such that :func:`can_search_pairs`, and the start converged under the same
-    criterion.
-
-    Returns:
-        The fit, roughly refined where a pair changed. No scene is less likely than at the start.
+    criterion. The fit is roughly refined where a pair changed; no scene is less likely than at the start.
     """
     device, at = active.device, start
     count, K = active.sum(-1), active.shape[1]

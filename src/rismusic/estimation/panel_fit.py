@@ -97,9 +97,6 @@ def fit_panel(
         remaining_error: root mean square of the errors that are treated as noise.
         known_positions: whether the positions are held.
         first: a previous fit to start from.
-
-    Raises:
-        InputError: an error that is not positive.
     """
     if not panel_error > 0:
         raise InputError("panel_error", f"must be positive; got {panel_error:g}")
@@ -277,10 +274,8 @@ class _Scenes:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Add the normal equations of a scene for (e, d), without its symbols, to those of other scenes.
 
-        The symbols are optimal, so that the residual needs no projection.
-
-        Returns:
-            Coupling [4N, 3K] of (e, d) to the coordinates, and matrix and right side of the coordinates.
+        The symbols are optimal, so that the residual needs no projection. Returned are the coupling [4N, 3K]
+        of (e, d) to the coordinates, and matrix and right side of the coordinates.
         """
         N = len(self.e)
         s, C, factor, noise = self.s[i], self.C[i], self.factor[i], self.noise[i]

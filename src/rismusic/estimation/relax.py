@@ -66,11 +66,8 @@ def relax_sweeps(
     """Remove each source in turn, search it again, and keep the re-fit where it is likelier.
 
     The start has converged under the same criterion; entries without a source come last. With a spatial prior
-    the posterior decides instead of the likelihood.
-
-    Returns:
-        The fit, roughly refined where a source changed. Without a prior no scene is less likely than at the
-        start.
+    the posterior decides instead of the likelihood. The fit is roughly refined where a source changed;
+    without a prior no scene is less likely than at the start.
     """
     recording, grid, at = search.recording, search.grid, start
     everyone = torch.arange(len(recording), device=active.device)
@@ -166,10 +163,8 @@ def birth_death(
 
     A source is tried at each of three positions on its own; the best result counts. None is tried where the
     residual is like noise and each source gains much. Scenes that a pass does not change are done. Each has
-    at least one source. The start and the prior are those of :func:`relax_sweeps`.
-
-    Returns:
-        The fit, roughly refined where it changed.
+    at least one source. The start and the prior are those of :func:`relax_sweeps`; the fit is roughly refined
+    where it changed.
     """
     recording, volume, at = search.recording, search.grid.volume, start
     live = torch.arange(len(recording), device=active.device)
@@ -242,11 +237,9 @@ def omp_path(
 ) -> Float[Tensor, "S K K 3"]:
     """Add the best grid point as one more source, re-fit all sources, and repeat.
 
-    The ``unconditional`` criterion finds more sources below 10 dB and takes about twice the time.
-
-    Returns:
-        Azimuth, elevation, 1/range. Row K - 1 starts with the K sources of that step, roughly refined; the
-        other entries are finite and meaningless.
+    Row K - 1 starts with the K sources of that step, roughly refined; the other entries are finite and
+    meaningless. The ``unconditional`` criterion finds more sources below 10 dB and takes about twice the
+    time.
     """
     recording, volume = search.recording, search.dictionary.grid.volume
     most = max(1, int(count.max()))

@@ -146,19 +146,12 @@ class Dictionary:
 
 
 @dataclass(frozen=True, eq=False)
-class Strongest:
-    r"""The strongest directions of a link; see :meth:`Dictionary.energies`.
+class Strongest(Batch):
+    r"""The strongest directions of a link; see :meth:`Dictionary.energies`."""
 
-    Args:
-        rows: :math:`\sqrt{\lambda_j - \bar\lambda}\, v_j^H \mathrm{diag}(c_l)`, [S, L, J, N]; none without
-            a channel.
-        level: energy of the other directions, [S, L, 1].
-        directions: :math:`u_j`, [S, M, J]; none where there are no rows, and with subcarriers.
-    """
-
-    rows: Complex[Tensor, "S L J N"] | None
-    level: Float[Tensor, "S L 1"]
-    directions: Complex[Tensor, "_ M J"] | None = None
+    rows: Complex[Tensor, "S L J N"] | None  # sqrt(lambda_j - mean) v_j^H diag(c_l)
+    level: Float[Tensor, "S L 1"]  # energy of the other directions
+    directions: Complex[Tensor, "_ M J"] | None = None  # u_j; none without rows, and with subcarriers
 
     @classmethod
     def of(cls, link: Link, size: int, dominance: float = 0.0) -> Strongest:
@@ -198,9 +191,8 @@ class Strongest:
         rest, kept = values[..., : M - strong], values[..., M - strong :]
         rest = rest.sum(-1, keepdim=True) / max(1, N - strong)
         # A direction as weak as rounding takes no part.
-        weight = torch.where(kept > 0, 1 - rest / kept.clamp_min(torch.finfo(kept.dtype).tiny), 0).clamp_min(
-            0
-        )
+        share = rest / kept.clamp_min(torch.finfo(kept.dtype).tiny)
+        weight = torch.where(kept > 0, 1 - share, 0).clamp_min(0)
         basis = basis[..., M - strong :]
         kept_channel = weight.sqrt()[..., None] * (basis.mH @ H)
         ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
@@ -230,14 +222,9 @@ class Strongest:
         others = basis.abs().square().sum((-2, -1)) - along.sum(-1)
         return 1 - others[..., None] / max(1, basis.shape[-2] - along.shape[-1]), 1 - along
 
-    def __getitem__(self, scenes: Tensor) -> Strongest:
+    def __getitem__(self, scenes: slice | Tensor | int) -> Strongest:
         """Those of some scenes; what all scenes share is kept whole."""
-        rows, level, directions = (
-            part if part is None or len(part) == 1 else part[scenes]
-            for part in (self.rows, self.level, self.directions)
-        )
-        assert level is not None
-        return Strongest(rows, level, directions)
+        return self.each(lambda part: part if len(part) == 1 else part[scenes])
 
 
 def compiled_search(grid: SearchGrid) -> ModuleType | None:

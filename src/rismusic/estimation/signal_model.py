@@ -36,11 +36,7 @@ _LEAST_NOISE = 0.01  # smallest noise variance of an output, over the median of 
 
 
 def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
-    """The recording with the wave and the symbols that the settings ask for.
-
-    Raises:
-        InputError: known symbols of a recording without pilots.
-    """
+    """The recording with the wave and the symbols that the settings ask for."""
     if spec.symbols == "known" and recording.pilots is None:
         raise InputError("symbols", "known symbols need a recording with pilots; it has none")
     if spec.symbols == "independent" or spec.symbols == "correlated" or spec.symbols == "constant":
@@ -61,9 +57,6 @@ def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
 
     The data of a line depend on the angle to the line only. The elevation is held at 0, or the azimuth for a
     line nearer to the vertical.
-
-    Raises:
-        InputError: azimuths of 90 degrees and more for a planar array.
     """
     if panel.is_planar and spec.azimuth_max_deg >= 90:
         raise InputError(

@@ -290,10 +290,8 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
 class NewtonOptions:
     """Options of Newton's method on a spectrum.
 
-    Args:
-        steps: maximum number of steps. A few are enough where a maximum-likelihood fit follows.
-        each: whether RAP-MUSIC refines each source on the unprojected spectrum before it searches the next
-            one. All sources are refined there at the end in any case.
+    RAP-MUSIC refines each source before it searches the next one unless ``each`` is off, and all at the end.
+    A few steps are enough where a maximum-likelihood fit follows.
     """
 
     steps: int = 40
