@@ -260,10 +260,8 @@ class Panel:
     def from_spec(cls, spec: PanelSpec) -> Panel:
         """Panel described by a :class:`~rismusic.spec.PanelSpec`."""
         spacing = spec.spacing_wavelengths * spec.wavelength_m
-        x, y = (
-            (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * spacing
-            for count in (spec.columns, spec.rows)
-        )
+        x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
+        y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
         if spec.kind == "circular":
             circle = cls.uniform_circular(
                 spec.columns,
