@@ -193,14 +193,12 @@ def scene_figure(scene: Scene, *, width_mm: float | None = None) -> Figure:
         for shapes, projection in ((scene.in_space(), BEHIND), (scene.from_above(), ABOVE))
     )
     with print_style(width_mm):
+        height = width / 2 * max(space_aspect, 0.9 * top_aspect) + 1.3
         if stacked:
-            figure = new_figure((width, width * (space_aspect + 0.8 * top_aspect) + 1.1), layout="compressed")
-            grid = figure.add_gridspec(2, 1, height_ratios=(space_aspect, top_aspect))
-        else:
-            figure = new_figure(
-                (width, width / 2 * max(space_aspect, 0.9 * top_aspect) + 1.3), layout="compressed"
-            )
-            grid = figure.add_gridspec(1, 2)
+            height = width * (space_aspect + 0.8 * top_aspect) + 1.1
+        figure = new_figure((width, height), layout="compressed")
+        ratios = (space_aspect, top_aspect) if stacked else None
+        grid = figure.add_gridspec(*((2, 1) if stacked else (1, 2)), height_ratios=ratios)
         space, top = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
         scene_3d(scene, ax=space)
         scene_top(scene, ax=top)

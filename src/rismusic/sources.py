@@ -107,15 +107,11 @@ class Sources(Batch):
                     name, "NaN marks an unused slot and must be in the same places in all fields"
                 )
         for name, value in (("azimuth_deg", azimuth), ("elevation_deg", elevation)):
-            wrong = value[value.abs() >= 90]
-            if behind and name == "azimuth_deg":
-                wrong = value[value.abs() > 180]
-                if len(wrong):
-                    raise InputError(name, f"must be within -180 .. 180 deg; got {float(wrong[0]):g}")
+            all_round = behind and name == "azimuth_deg"
+            wrong = value[value.abs() > 180 if all_round else value.abs() >= 90]
             if len(wrong):
-                raise InputError(
-                    name, f"must be within -90 .. 90 deg (in front of the panel); got {float(wrong[0]):g}"
-                )
+                limits = "-180 .. 180 deg" if all_round else "-90 .. 90 deg (in front of the panel)"
+                raise InputError(name, f"must be within {limits}; got {float(wrong[0]):g}")
         wrong = distance[(distance <= 0) | distance.isinf()]
         if len(wrong):
             raise InputError("range_m", f"must be positive and finite, in metres; got {float(wrong[0]):g}")
@@ -283,19 +279,13 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
                 f"ranges must be {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m; got {float(present.min()):g} to "
                 f"{float(present.max()):g}",
             )
-        if behind and name == "azimuth":
-            if (present.abs() > _ALL_ROUND).any():
-                worst = float(present[present.abs().argmax()])
-                raise InputError(
-                    f"{field}/azimuth", f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?"
-                )
-        elif name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
+        all_round = behind and name == "azimuth"
+        wrong = present.abs() > _ALL_ROUND if all_round else present.abs() >= math.pi / 2
+        if name in ("azimuth", "elevation") and wrong.any():
             worst = float(present[present.abs().argmax()])
+            limits = "-pi .. pi radians" if all_round else "-pi/2 .. pi/2 radians (in front of the panel)"
             hint = ". Is it in degrees?" if abs(worst) > math.pi else ""
-            raise InputError(
-                f"{field}/{name}",
-                f"must be within -pi/2 .. pi/2 radians (in front of the panel); got {worst:g}{hint}",
-            )
+            raise InputError(f"{field}/{name}", f"must be within {limits}; got {worst:g}{hint}")
 
 
 _LEAST = 1e-9  # least cosine of an elevation and least range (m), so that derivatives are finite

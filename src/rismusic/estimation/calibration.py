@@ -65,11 +65,8 @@ _MAX_ELEMENTS = 1024  # largest number of elements, since the equations for e ar
 def whitened(recording: Recording, panel_error: float) -> Recording:
     r"""Whiten the joint covariance of hardware errors and noise.
 
-    A directly sampled panel (H = I) has white errors and is returned unchanged.
-
-    Args:
-        recording: S scenes.
-        panel_error: :math:`\epsilon`, root mean square of the relative error of an element's response.
+    A directly sampled panel (H = I) has white errors and is returned unchanged. :math:`\epsilon` is the root
+    mean square of the relative error of an element's response.
 
     Returns:
         A recording with one channel per scene, [S, M, N], and the noise variance used, recorded or estimated.
@@ -84,28 +81,30 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     link, y = recording.link.to(torch.complex128), recording.snapshots.to(torch.complex128)
     assert link.channel is not None
     H = link.channel
-    reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
     # The part of the power that is not noise is field and errors, in the ratio 1 to epsilon^2.
     share = panel_error**2 / (1 + panel_error**2)
     level = share * (power / torch.where(noise > 0, noise, torch.inf) - 1).clamp_min(0)
-    factor = torch.linalg.cholesky(covariance_through_panel(H, level, reflected))
+    factor = torch.linalg.cholesky(covariance_through_panel(H, level, link.codes))
     H, y = whiten(factor, H, y)
     dtype = recording.snapshots.dtype
     return replace(known, channel=H.to(dtype), snapshots=y.to(dtype))
 
 
 def covariance_through_panel(
-    H: Complex[Tensor, "*S M N"], level: Float[Tensor, "S"], reflected: Tensor | float = 1.0
+    H: Complex[Tensor, "*S M N"], level: Float[Tensor, "S"], codes: Complex[Tensor, "*C L N"] | None = None
 ) -> Complex[Tensor, "S M M"]:
-    r"""Covariance :math:`I + \tau H D H^H` of white noise and of noise that enters through the panel.
+    r"""Covariance :math:`I + \tau H D H^H` of white noise and of noise of level tau through the panel."""
+    white = torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
+    return white + level[:, None, None] * field_covariance(H, codes)
 
-    :math:`H D H^H` is scaled to the trace M. ``level`` is :math:`\tau`, ``reflected`` [..., 1, N] the
-    diagonal of D.
-    """
+
+def field_covariance(
+    H: Complex[Tensor, "*S M N"], codes: Complex[Tensor, "*C L N"] | None
+) -> Complex[Tensor, "*T M M"]:
+    """H D H^H, scaled to the trace M, of a field from everywhere through configurations of mean power D."""
+    reflected = 1.0 if codes is None else codes.abs().square().mean(dim=-2)[..., None, :]
     spread = (H * reflected) @ H.mH
-    M = H.shape[-2]
-    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
-    return torch.eye(M, dtype=H.dtype, device=H.device) + level[:, None, None] * spread
+    return spread * (H.shape[-2] / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
 
 
 def whiten(

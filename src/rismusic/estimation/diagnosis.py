@@ -666,10 +666,8 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
 
     :math:`\ell_k` is what the source raises the log-likelihood by, :math:`\ell'_k` what a source at the best
     grid point more than 5 degrees away would raise it by in its place, and w the weight of the evidence for a
-    number of sources (:data:`~rismusic.estimation.model_order.EVIDENCE_WEIGHT`).
-
-    Returns:
-        p_k; 1 where the panel errs, without a source, and of sources that raise it by much.
+    number of sources (:data:`~rismusic.estimation.model_order.EVIDENCE_WEIGHT`). The probability is 1 where
+    the panel errs, without a source, and of sources that raise it by much.
     """
     positions, active = unpack(estimate.sources, recording)
     probability = torch.ones_like(active, dtype=torch.float64)

@@ -159,13 +159,10 @@ def fit_powers(
     options: FitOptions = POWER_FIT,
     limits: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
-    """Powers and, unless it is known, noise variance that maximise the unconditional likelihood.
+    """Powers, noise variance (unless it is known) and value (nats) of the largest unconditional likelihood.
 
-    ``limits`` are those of :func:`power_noise_limits`, if already computed.
-
-    Returns:
-        Powers [S, K] (0 where there is no source, and in scenes of zeros), noise variance [S], negative
-        log-likelihood [S] in nats.
+    The powers are 0 where there is no source, and in scenes of zeros. ``limits`` are those of
+    :func:`power_noise_limits`, if already computed.
     """
     start, lower, upper = limits or power_noise_limits(noise_variance, at)
     K = at.active.shape[1]
@@ -215,11 +212,7 @@ class _Factor:
 def fit_source_covariance(
     noise_variance: Float[Tensor, "S"] | None, at: SufficientStatistics
 ) -> tuple[Complex[Tensor, "S K K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
-    """Source covariance and, unless it is known, noise variance that maximise the unconditional likelihood.
-
-    Returns:
-        P [S, K, K] (0 where there is no source), noise variance [S], negative log-likelihood [S] in nats.
-    """
+    """P (0 without a source), noise variance and value as :func:`fit_powers`, for correlated sources."""
     factor = _Factor(noise_variance, at)
     fit = levenberg_marquardt(
         lambda scenes, x: correlated_unconditional(at[scenes], *factor.of(x)),

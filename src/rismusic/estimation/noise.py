@@ -91,10 +91,8 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     weak directions less evenly than a diffuse field; the guess errs by a few dB at high SNR.
 
     Where the link does not colour (direct sampling, or one output), the lower half of the snapshots' singular
-    values that are not 0 is taken for noise; fewer than four of them leave half of the energy.
-
-    Returns:
-        sigma^2, positive unless the snapshots are zero, [S] float64.
+    values that are not 0 is taken for noise; fewer than four of them leave half of the energy. The result is
+    positive unless the snapshots are zero.
     """
     data = recording.snapshots.to(torch.complex128)
     link = recording.link

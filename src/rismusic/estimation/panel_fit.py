@@ -35,7 +35,7 @@ from torch import Tensor
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
-from rismusic.estimation.calibration import _SHAPES, squared_modulus, whitened
+from rismusic.estimation.calibration import _SHAPES, field_covariance, squared_modulus, whitened
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
 from rismusic.io import Recording
@@ -159,13 +159,10 @@ class Problem:
         self.noise = recording.noise_variance.double().clamp_min(_TINY)
         self.known_positions = known_positions
         _, L, M = self.y.shape
-        # Degrees of freedom of the residual of each scene (complex).
-        self.freedom = L * M - L * active.sum(-1).double()
-        # Share of the panel's unknowns (complex) in each scene.
-        self.known = 0.0
+        self.freedom = L * M - L * active.sum(-1).double()  # of the residual of each scene (complex)
+        self.known = 0.0  # share of the panel's unknowns (complex) in each scene
         self.volume = volume
-        low, high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
-        self.low, self.high = low, high
+        self.low, self.high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -473,11 +470,7 @@ def _error_in_noise(
     eye = torch.eye(M, dtype=y.dtype)
     if link.channel is None and not known_noise:
         return 0.0
-    spread = eye
-    if link.channel is not None:
-        reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
-        spread = (link.channel * reflected) @ link.channel.mH
-        spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    spread = eye if link.channel is None else field_covariance(link.channel, link.codes)
     C = torch.cat([one.C for one in problem.model(at)])  # [S, L, M, K]
     sent = (C * torch.where(problem.active, problem.power, 0)[:, None, None]) @ C.mH
     signal = sent.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))
