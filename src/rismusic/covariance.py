@@ -238,10 +238,6 @@ def conditioning(projected: BackProjection, *, full_shrinkage: bool = False) -> 
     the identity (``full_shrinkage``). This suits MVDR but hides the structure that a network learns. By
     default, therefore, e includes the noise only, and loading and shrinkage together give at most
     ``IDENTITY_MAX`` of the trace to the identity.
-
-    Args:
-        projected: the back-projected snapshots.
-        full_shrinkage: use the shrinkage of least total error without a limit, and no loading.
     """
     noise, L, N = projected.noise_share, *projected.field.shape[-2:]
     factor = projected.covariance().normalised().factor

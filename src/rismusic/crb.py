@@ -103,9 +103,6 @@ class Bound(Batch):
         .. math:: \mathrm{PEB}^2 = r^2 \cos^2\theta\, \sigma_\varphi^2 + r^2 \sigma_\theta^2 + \sigma_r^2.
 
         A known coordinate contributes nothing; one that the data do not determine makes it infinite.
-
-        Args:
-            elevation: true elevations in radians, [..., K].
         """
         scale = torch.stack((self.range * elevation.cos(), self.range, torch.ones_like(self.range)), dim=-1)
         error = self.std * scale

@@ -132,11 +132,6 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
     + \tfrac{c^2}{2} (|X| + |Y| - 2 |\gamma|)\right)^{1/2}`, d the distance in metres, c the cutoff.
 
     Rahmathullah, Garcia-Fernandez, Svensson, "Generalized optimal sub-pattern assignment metric", 2017.
-
-    Args:
-        truth: true sources, [S, K].
-        found: found sources, [S, K'].
-        cutoff_m: c, metres.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -223,10 +223,6 @@ def scene_3d(scene: Scene, *, ax: Axes | None = None) -> Axes:
     The view is a parallel projection on plain axes, in metres. Rings of equal range and rays of equal azimuth
     lie in the plane of elevation 0; a dotted line leads from each source straight to that plane. Estimates
     are crosses, numbered from 0, with 95 % error ellipsoids; true sources are circles.
-
-    Args:
-        scene: the scene.
-        ax: plain axes to draw into.
     """
     ax = ax or new_axes(None)[0]
     _draw(ax, scene.in_space(), BEHIND)
@@ -238,10 +234,6 @@ def scene_top(scene: Scene, *, ax: Axes | None = None) -> Axes:
     """The scene from above, with 95 % error ellipses and the Fresnel and Fraunhofer distances.
 
     z points upwards and x to the left, so that the frame is right-handed.
-
-    Args:
-        scene: the scene.
-        ax: axes to draw into.
     """
     ax = ax or new_axes(None)[0]
     from matplotlib.ticker import MaxNLocator

@@ -72,12 +72,7 @@ def ellipse_from_above(
 def inside_ellipsoid(
     error: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
 ) -> Bool[Tensor, "*batch"]:
-    """Whether an error of azimuth (rad), elevation (rad) and range (m) lies within its ellipsoid.
-
-    Args:
-        error: estimate minus truth.
-        covariance: Sigma, finite.
-    """
+    """Whether an error of azimuth (rad), elevation (rad) and range (m) lies within its ellipsoid."""
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     unit = covariance / (scale[..., :, None] * scale[..., None, :])
     white = torch.linalg.solve_triangular(

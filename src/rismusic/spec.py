@@ -137,11 +137,7 @@ def complaint(error: ValidationError) -> str:
 
 
 def expected(error: Mapping[str, Any]) -> str:
-    """What pydantic expected of a value, without the names of Python's types, as the end of "expected ...".
-
-    Args:
-        error: one of ``ValidationError.errors()``.
-    """
+    """What pydantic expected of a value, without names of Python's types, as the end of "expected ..."."""
     words, limits = _WORDS.get(error["type"]), error.get("ctx", {})
     if words is not None:
         return words

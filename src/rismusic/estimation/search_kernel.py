@@ -33,11 +33,7 @@ _CHUNK, _LOGARITHMS = 128, 4
 
 
 class ClassProducts:
-    """Products with the steering vectors of all points of a grid, by classes of its symmetry.
-
-    Args:
-        grid: P points of a panel of N elements.
-    """
+    """Products with the steering vectors of all points of a grid, by classes of its symmetry."""
 
     def __init__(self, grid: SearchGrid) -> None:
         self.symmetry = symmetry = Symmetry.of(grid)

@@ -106,11 +106,7 @@ def onednn_linear(
 
 
 class ConstantMatrices:
-    """One matrix for each class, with which many rows are multiplied in single precision.
-
-    Args:
-        matrices: the matrices.
-    """
+    """One matrix for each class, with which many rows are multiplied in single precision."""
 
     def __init__(self, matrices: Float[Tensor, "G K O"]) -> None:
         self.matrices = matrices
