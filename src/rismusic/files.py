@@ -172,7 +172,7 @@ def _obstacle(path: Path, *, overwrite: bool, endings: Collection[str]) -> str |
         return f"the folder {path.parent} does not exist"
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         return f"the file name is longer than {_LONGEST_NAME} bytes"
-    if os.path.lexists(path):
+    with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             return "is a symbolic link; remove it, or give the name of the file that it points to"
