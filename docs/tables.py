@@ -250,10 +250,10 @@ def api() -> str:
     groups: dict[str, list[str]] = {}
     title = ""
     for line in source[source.index("_HOME = {") : source.index("__all__ = [")].splitlines():
-        if comment := re.match(r"    # (.*)", line):
+        if comment := re.match(r"        # (.*)", line):
             title = comment[1]
-        elif entry := re.match(r'    "(\w+)": ', line):
-            groups.setdefault(title, []).append(entry[1])
+        elif entry := re.match(r'        \("[\w.]+", "([\w ]+)"\),', line):
+            groups.setdefault(title, []).extend(entry[1].split())
     grouped = {name for names in groups.values() for name in names}
     groups["settings, errors and your own methods"] = [n for n in rismusic.__all__ if n not in grouped]
     text = ""

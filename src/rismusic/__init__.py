@@ -60,92 +60,61 @@ if TYPE_CHECKING:
     from rismusic.tuning.study import tune
 
 _HOME = {
-    # describe a system
-    "SystemSpec": "spec",
-    "LinkBudgetSpec": "spec",
-    "Panel": "array",
-    "steering": "array",
-    "steering_with_derivatives": "array",
-    "Link": "operator",
-    "Sources": "sources",
-    # simulate it
-    "Simulator": "simulation.simulator",
-    "simulate": "simulation.simulator",
-    # recordings and files
-    "Recording": "io",
-    "RecordingWriter": "io",
-    "open_recording": "io",
-    "load_sample": "io",
-    "to_room_frame": "io",
-    "read": "io",
-    "write": "io",
-    "check": "checks",
-    # locate the sources
-    "locate": "hybrid",
-    "Locator": "locator",
-    "locate_room": "room",
-    "RoomEstimate": "room",
-    "calibrate_panel": "panel_calibration",
-    "PanelCalibration": "io.calibration",
-    "plot_panel_calibration": "plots",
-    "plot_scene": "plots",
-    "Estimate": "estimation.estimate",
-    "Estimator": "estimation.estimate",
-    "spectrum": "spectrum_map",
-    "SpectrumMap": "spectrum_map",
-    "Spectrum": "estimation.spectra",
-    "SpectrumMethod": "estimation.spectra",
-    "SearchGrid": "estimation.grid",
-    "Volume": "estimation.grid",
-    "log_likelihood": "estimation.estimate",
-    "mdl": "estimation.model_order",
-    "aic": "estimation.model_order",
-    # the best that physics allows
-    "Bound": "crb",
-    "conditional_crb": "crb",
-    "unconditional_crb": "crb",
-    "recording_crb": "crb",
-    "room_crb": "crb",
-    "RoomBound": "crb",
-    "bound_table": "benchmark.planning",
-    # plan a system
-    "LinkBudget": "link_budget",
-    "compute_link_budget": "link_budget",
-    "plan": "benchmark.planning",
-    "PlanResult": "benchmark.planning",
-    # compare methods
-    "match": "metrics",
-    "Match": "metrics",
-    "score": "metrics",
-    "Score": "metrics",
-    "BenchSpec": "benchmark.spec",
-    "bench": "benchmark.run",
-    "Benchmark": "benchmark.run",
-    # add methods and networks of one's own
-    "register_estimator": "registry",
-    "register_spectrum": "registry",
-    "register_network": "registry",
-    # train a network
-    "TrainSpec": "nn.spec",
-    "train": "nn.train",
-    "TrainingResult": "nn.train",
-    "load_network": "nn.checkpoint",
-    "GridNetwork": "nn.network",
-    "Prediction": "nn.network",
-    # why it does not learn
-    "diagnose": "doctor.diagnose",
-    "Diagnosis": "doctor.report",
-    "diagnose_run": "doctor.run_log",
-    "diagnose_module": "doctor.module",
-    "watch": "doctor.watch",
-    "write_diagnosis": "doctor.report",
-    # search settings
-    "TuneSpec": "tuning.spec",
-    "tune": "tuning.study",
-    "TuneResult": "tuning.results",
-    # what came of it, as one HTML file
-    "write_report": "report",
-    "write_bench_report": "report",
+    name: module
+    for module, names in (
+        # describe a system
+        ("spec", "SystemSpec LinkBudgetSpec"),
+        ("array", "Panel steering steering_with_derivatives"),
+        ("operator", "Link"),
+        ("sources", "Sources"),
+        # simulate it
+        ("simulation.simulator", "Simulator simulate"),
+        # recordings and files
+        ("io", "Recording RecordingWriter open_recording load_sample to_room_frame read write"),
+        ("checks", "check"),
+        # locate the sources
+        ("hybrid", "locate"),
+        ("locator", "Locator"),
+        ("room", "locate_room RoomEstimate"),
+        ("panel_calibration", "calibrate_panel"),
+        ("io.calibration", "PanelCalibration"),
+        ("plots", "plot_panel_calibration plot_scene"),
+        ("estimation.estimate", "Estimate Estimator log_likelihood"),
+        ("spectrum_map", "spectrum SpectrumMap"),
+        ("estimation.spectra", "Spectrum SpectrumMethod"),
+        ("estimation.grid", "SearchGrid Volume"),
+        ("estimation.model_order", "mdl aic"),
+        # the best that physics allows
+        ("crb", "Bound conditional_crb unconditional_crb recording_crb room_crb RoomBound"),
+        ("benchmark.planning", "bound_table"),
+        # plan a system
+        ("link_budget", "LinkBudget compute_link_budget"),
+        ("benchmark.planning", "plan PlanResult"),
+        # compare methods
+        ("metrics", "match Match score Score"),
+        ("benchmark.spec", "BenchSpec"),
+        ("benchmark.run", "bench Benchmark"),
+        # add methods and networks of one's own
+        ("registry", "register_estimator register_spectrum register_network"),
+        # train a network
+        ("nn.spec", "TrainSpec"),
+        ("nn.train", "train TrainingResult"),
+        ("nn.checkpoint", "load_network"),
+        ("nn.network", "GridNetwork Prediction"),
+        # why it does not learn
+        ("doctor.diagnose", "diagnose"),
+        ("doctor.report", "Diagnosis write_diagnosis"),
+        ("doctor.run_log", "diagnose_run"),
+        ("doctor.module", "diagnose_module"),
+        ("doctor.watch", "watch"),
+        # search settings
+        ("tuning.spec", "TuneSpec"),
+        ("tuning.study", "tune"),
+        ("tuning.results", "TuneResult"),
+        # what came of it, as one HTML file
+        ("report", "write_report write_bench_report"),
+    )
+    for name in names.split()
 }
 
 __all__ = ["InputError", "__version__", *_HOME]

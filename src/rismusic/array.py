@@ -51,16 +51,14 @@ from rismusic.spec import MAX_PATTERN_EXPONENT, PanelSpec, Wave
 WAVES: tuple[Wave, ...] = get_args(Wave)
 """The forms of the wave; see the documentation of this module."""
 
-# Extent along z of a planar array, relative to its largest extent.
-_FLAT = 0.1
+_FLAT = 0.1  # extent along z of a planar array, relative to its largest extent
 # Elements whose spread across their main axis is below this share of that along it form a line.
 _COLLINEAR = 1e-9
 
 SPEED_OF_LIGHT = 299792458.0
 """In metres per second."""
 
-# Up to this many elements, all distances between two of them are computed.
-_FEW_ELEMENTS = 1024
+_FEW_ELEMENTS = 1024  # up to this many elements, all distances between two of them are computed
 
 ArrayLike = Any
 """A NumPy array, a torch tensor, a number, or a nested sequence of numbers."""
@@ -262,6 +260,8 @@ class Panel:
     def from_spec(cls, spec: PanelSpec) -> Panel:
         """Panel described by a :class:`~rismusic.spec.PanelSpec`."""
         spacing = spec.spacing_wavelengths * spec.wavelength_m
+        x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
+        y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
         if spec.kind == "circular":
             circle = cls.uniform_circular(
                 spec.columns,
@@ -269,12 +269,9 @@ class Panel:
                 wavelength=spec.wavelength_m,
                 plane="xz",
             ).elements
-            heights = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
             elements = circle.repeat(spec.rows, 1)
-            elements[:, 1] = heights.repeat_interleave(spec.columns)
+            elements[:, 1] = y.repeat_interleave(spec.columns)
             return cls(elements, spec.wavelength_m, spec.wave)
-        x = (torch.arange(spec.columns, dtype=torch.float64) - (spec.columns - 1) / 2) * spacing
-        y = (torch.arange(spec.rows, dtype=torch.float64) - (spec.rows - 1) / 2) * spacing
         grid_x, grid_y = torch.meshgrid(x, y, indexing="xy")
         elements = torch.stack((grid_x, grid_y, torch.zeros_like(grid_x)), dim=-1)
         return cls(elements.reshape(-1, 3), spec.wavelength_m, spec.wave, spec.pattern_exponent)
@@ -387,16 +384,9 @@ def faces_forward(elements: Float[Tensor, "*batch N 3"]) -> bool:
 def direction(
     azimuth: Float[Tensor, "*batch"], elevation: Float[Tensor, "*batch"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    r"""Direction cosines :math:`(u_x, u_y, u_z)` of a direction.
+    r"""Direction cosines :math:`(u_x, u_y, u_z)` of a direction in radians.
 
     .. math:: u = (\sin\varphi\cos\theta,\; \sin\theta,\; \cos\varphi\cos\theta)
-
-    Args:
-        azimuth: :math:`\varphi` in radians, [...].
-        elevation: :math:`\theta` in radians, [...].
-
-    Returns:
-        The three cosines, each [...].
     """
     return azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()
 
@@ -406,17 +396,9 @@ def path_difference(
     towards: tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K"]],
     range: Float[Tensor, "*batch K"],
 ) -> Float[Tensor, "*batch K N"]:
-    r"""Path differences :math:`\delta_n = r - d_n` of K points to N elements.
+    r"""Path differences :math:`\delta_n = r - d_n` (m) of K points to N elements; see this module.
 
-    The equations are in the documentation of this module.
-
-    Args:
-        panel: N elements.
-        towards: direction cosines (u_x, u_y, u_z) of the points, each [..., K]; see :func:`direction`.
-        range: ranges r in metres, [..., K].
-
-    Returns:
-        Path differences in metres, [..., K, N].
+    The points are given by their direction cosines and ranges (m).
     """
     return _rays(panel, towards, range).difference
 
@@ -462,14 +444,7 @@ def power_gains(
     elevation: Float[Tensor, "*batch K"],
     range: Float[Tensor, "*batch K"],
 ) -> Float[Tensor, "*batch K N"]:
-    r"""Squared amplitudes :math:`g_n^2` of the wave at the elements, not normalised.
-
-    Args:
-        panel: N elements.
-        azimuth: radians, [..., K].
-        elevation: radians, [..., K].
-        range: metres, [..., K].
-    """
+    r"""Squared amplitudes :math:`g_n^2` of the wave at the elements, not normalised."""
     rays = _rays(panel, direction(azimuth, elevation), range)
     return torch.ones_like(rays.difference) if rays.gain is None else rays.gain.square()
 
@@ -601,9 +576,6 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
         value: NumPy array, torch tensor, number or nested sequence. Integers are accepted in sequences only:
             integer arrays are usually element indices, not metres.
         kind: ``real`` or ``complex``.
-
-    Raises:
-        InputError: the values are not numbers of this kind.
     """
     if isinstance(value, Tensor):
         tensor = value
@@ -631,11 +603,7 @@ def to_tensor(field: str, value: ArrayLike, kind: Literal["real", "complex"]) ->
 
 
 def check_tensors(**positions: object) -> None:
-    """Check that positions, in radians and metres, are tensors.
-
-    Raises:
-        InputError: one is a number, a list or an array.
-    """
+    """Refuse positions, in radians and metres, that are numbers, lists or arrays, not tensors."""
     for name, value in positions.items():
         if not isinstance(value, Tensor):
             raise InputError(

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -31,7 +32,7 @@ RANGE_WEIGHT = 0.3
 
 
 @dataclass(frozen=True, eq=False)
-class Covariance:
+class Covariance(Batch):
     r"""Low rank plus identity, :math:`R = F F^H + \epsilon I`.
 
     Args:
@@ -134,58 +135,27 @@ class Covariance:
         loaded = values + self.loading.double()[..., None]
         return loaded.to(self.loading.dtype), vectors.to(self.factor.dtype)
 
-    def detach(self) -> Covariance:
-        """Copy that is detached from the autograd graph."""
-        return Covariance(self.factor.detach(), self.loading.detach())
-
-    def to(self, target: torch.device | str) -> Covariance:
-        """Copy on another device."""
-        return Covariance(self.factor.to(target), self.loading.to(target))
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Covariance:
-        """Covariances of a subset of scenes."""
-        return Covariance(self.factor[scenes], self.loading[scenes])
-
 
 @dataclass(frozen=True, eq=False)
-class Conditioning:
-    """Loading and shrinkage of a covariance of trace 1.
+class Conditioning(Batch):
+    """Loading and shrinkage of a covariance of trace 1."""
 
-    Args:
-        loading: [...] trace of the added multiple of the identity, relative to the trace of R.
-        shrinkage: [...] share of the loaded matrix that is then replaced by the identity, 0 to 1.
-    """
-
-    loading: Float[Tensor, "*batch"]
-    shrinkage: Float[Tensor, "*batch"]
+    loading: Float[Tensor, "*batch"]  # trace of the added multiple of the identity, over that of R
+    shrinkage: Float[Tensor, "*batch"]  # share of the loaded matrix that the identity then replaces
 
     @property
     def identity(self) -> Float[Tensor, "*batch"]:
         """Share of the identity in the trace of the loaded and shrunk covariance, [...]."""
         return 1 - (1 - self.shrinkage) / (1 + self.loading)
 
-    def detach(self) -> Conditioning:
-        """Copy that is detached from the autograd graph."""
-        return Conditioning(self.loading.detach(), self.shrinkage.detach())
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Conditioning:
-        """Conditioning of a subset of scenes."""
-        return Conditioning(self.loading[scenes], self.shrinkage[scenes])
-
 
 @dataclass(frozen=True, eq=False)
 class BackProjection:
-    """Estimate of the field on the panel from the snapshots, and the share of noise in it.
+    """Estimate of the field on the panel from the snapshots, and the share of noise in it."""
 
-    Args:
-        field: x_l, [..., L, N].
-        noise_share: [...] share of its mean energy that is due to receiver noise, 0 to 1.
-        coverage: M / N, at most 1: the share of the energy of a wave that one snapshot can recover.
-    """
-
-    field: Complex[Tensor, "*batch L N"]
-    noise_share: Float[Tensor, "*batch"]
-    coverage: float
+    field: Complex[Tensor, "*batch L N"]  # x_l
+    noise_share: Float[Tensor, "*batch"]  # share of its mean energy that is due to receiver noise
+    coverage: float  # M / N, at most 1: share of a wave's energy that one snapshot recovers
 
     def covariance(self) -> Covariance:
         """(1/L) sum_l x_l x_l^H. The mean is not subtracted: the symbols have zero mean."""
@@ -268,10 +238,6 @@ def conditioning(projected: BackProjection, *, full_shrinkage: bool = False) -> 
     the identity (``full_shrinkage``). This suits MVDR but hides the structure that a network learns. By
     default, therefore, e includes the noise only, and loading and shrinkage together give at most
     ``IDENTITY_MAX`` of the trace to the identity.
-
-    Args:
-        projected: the back-projected snapshots.
-        full_shrinkage: use the shrinkage of least total error without a limit, and no loading.
     """
     noise, L, N = projected.noise_share, *projected.field.shape[-2:]
     factor = projected.covariance().normalised().factor
@@ -293,17 +259,10 @@ def sample_covariance(
     *,
     full_shrinkage: bool = False,
 ) -> tuple[Covariance, Conditioning]:
-    """Sample covariance R_samp of trace 1, and its loading and shrinkage.
+    """Sample covariance R_samp of trace 1 and rank L at most, and its loading and shrinkage.
 
-    Args:
-        link: see :func:`back_project`.
-        snapshots: see :func:`back_project`.
-        noise_variance: see :func:`back_project`.
-        full_shrinkage: see :func:`conditioning`.
-
-    Returns:
-        R_samp of rank L at most, and the conditioning to apply to it, alone or blended, with
-        :func:`load_and_shrink`.
+    The conditioning is to be applied to it, alone or blended, with :func:`load_and_shrink`. See
+    :func:`back_project` and :func:`conditioning`.
     """
     return projected_covariance(back_project(link, snapshots, noise_variance), full_shrinkage=full_shrinkage)
 
@@ -320,10 +279,8 @@ def recording_covariance(
 ) -> Covariance:
     """Finished R_samp of each scene of a recording: trace 1, loaded and shrunk.
 
-    Args:
-        recording: S scenes.
-        noise_variance: sigma^2 of each scene; by default that of the recording.
-        full_shrinkage: see :func:`conditioning`.
+    ``noise_variance`` takes the place of that of the recording; see :func:`conditioning` for
+    ``full_shrinkage``.
 
     Raises:
         InputError: the noise variance is neither passed nor part of the recording.

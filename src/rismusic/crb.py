@@ -23,7 +23,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import Panel, steering_with_log_derivatives
-from rismusic.devices import blocks
+from rismusic.devices import Batch, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active
@@ -42,15 +42,13 @@ _Information = Callable[[slice, Tensor, Tensor], Tensor]
 # Positions of one source in two recordings agree to this, in metres and relative to its range.
 _SAME_POSITION = 1e-3
 
-# A matrix of unit diagonal with a smaller Cholesky pivot is singular.
-_SINGULAR_PIVOT = 1e-7
+_SINGULAR_PIVOT = 1e-7  # a matrix of unit diagonal with a smaller Cholesky pivot is singular
 
-# Components below this share of a column's norm are rounding errors.
-_ROUNDING = 1e-11
+_ROUNDING = 1e-11  # components below this share of a column's norm are rounding errors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Bound:
+class Bound(Batch):
     """Cramer-Rao bound of K sources.
 
     Args:
@@ -85,12 +83,6 @@ class Bound:
         variance = covariance.diagonal(dim1=-4, dim2=-2)[..., 2, 2, :]
         return cls(covariance, range, variance.sqrt() / range.square())
 
-    @classmethod
-    def joined(cls, parts: Sequence[Bound]) -> Bound:
-        """The bounds of blocks of scenes together."""
-        names = ("covariance", "range", "inverse_range_std")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
     @property
     def std(self) -> Float[Tensor, "*batch K 3"]:
         """Bounds on the standard deviations of azimuth (rad), elevation (rad) and range (m)."""
@@ -111,9 +103,6 @@ class Bound:
         .. math:: \mathrm{PEB}^2 = r^2 \cos^2\theta\, \sigma_\varphi^2 + r^2 \sigma_\theta^2 + \sigma_r^2.
 
         A known coordinate contributes nothing; one that the data do not determine makes it infinite.
-
-        Args:
-            elevation: true elevations in radians, [..., K].
         """
         scale = torch.stack((self.range * elevation.cos(), self.range, torch.ones_like(self.range)), dim=-1)
         error = self.std * scale
@@ -146,9 +135,6 @@ def conditional_crb(
         sources: positions [..., K] and realised symbols [..., K, L]; unused slots (NaN) come last.
         noise_variance: sigma^2, [...].
         unknowns: coordinates that are estimated; the others are known.
-
-    Returns:
-        The bound of all sources jointly.
 
     Raises:
         InputError: the symbols are missing, the noise variance is not positive, a coordinate has another
@@ -218,9 +204,6 @@ def unconditional_crb(
         source_covariance: P, Hermitian and positive semidefinite, [..., K, K]; diag(p) with unknown p if
             none. Rows and columns of unused slots do not count.
 
-    Returns:
-        The bound of all sources jointly.
-
     Raises:
         InputError: the powers are missing or L is unknown; otherwise as :func:`conditional_crb`.
     """
@@ -287,31 +270,30 @@ def recording_crb(
     Raises:
         InputError: the truth or the noise variance is missing.
     """
-    if recording.truth is None or recording.noise_variance is None:
-        missing = "truth" if recording.truth is None else "noise_variance"
-        raise InputError(missing, "missing: the bound needs the truth and the noise variance of a recording")
-    recording = recording.stacked()
-    assert recording.truth is not None
-    assert recording.noise_variance is not None
+    recording, truth, noise = _with_truth(recording)
+    if kind == "conditional":
+        return conditional_crb(recording.panel, recording.link, truth, noise)
     P = None
-    if kind == "unconditional" and recording.symbols == "correlated":
-        if recording.truth.symbols is None:
+    if recording.symbols == "correlated":
+        if truth.symbols is None:
             raise InputError(
                 "symbols", "missing: the covariance of correlated sources is that of their symbols"
             )
-        s = recording.truth.symbols.to(torch.complex128)
+        s = truth.symbols.to(torch.complex128)
         P = s @ s.mH / s.shape[-1]
-    if kind == "conditional":
-        return conditional_crb(recording.panel, recording.link, recording.truth, recording.noise_variance)
     L = recording.snapshots.shape[-2]
-    return unconditional_crb(
-        recording.panel,
-        recording.link,
-        recording.truth,
-        recording.noise_variance,
-        snapshots=L,
-        source_covariance=P,
-    )
+    return unconditional_crb(recording.panel, recording.link, truth, noise, snapshots=L, source_covariance=P)
+
+
+def _with_truth(recording: Recording, field: str = "") -> tuple[Recording, Sources, Float[Tensor, "S"]]:
+    """A stacked recording, its truth and its noise variance."""
+    if recording.truth is None or recording.noise_variance is None:
+        missing = "truth" if recording.truth is None else "noise_variance"
+        raise InputError(f"{field}{missing}", "missing: the bound needs the truth and the noise variance")
+    made = recording.stacked()
+    assert made.truth is not None
+    assert made.noise_variance is not None
+    return made, made.truth, made.noise_variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,9 +346,6 @@ def room_crb(
             all of them; where a panel does not see a source, its slot is NaN.
         kind: which bound.
 
-    Returns:
-        The bound of all sources jointly.
-
     Raises:
         InputError: a pose, truth or noise variance is missing, or the recordings are of different sources.
     """
@@ -374,17 +353,12 @@ def room_crb(
     total, position = None, None
     for number, recording in enumerate(recordings):
         field = f"recordings[{number}]"
-        if recording.truth is None or recording.noise_variance is None:
-            name = "truth" if recording.truth is None else "noise_variance"
-            raise InputError(f"{field}.{name}", "missing: the bound needs truth and noise variance")
-        made = recording.stacked()
-        assert made.truth is not None
-        assert made.noise_variance is not None
+        made, truth, noise = _with_truth(recording, f"{field}.")
         assert made.pose is not None
-        pose, truth = made.pose.to(made.truth.azimuth.device, torch.float64), made.truth
+        pose = made.pose.to(truth.azimuth.device, torch.float64)
         order = truth.active_first
         back, first = order.argsort(dim=-1), truth.reordered(order)
-        problem = _Problem(made.panel, made.link, first, made.noise_variance)
+        problem = _Problem(made.panel, made.link, first, noise)
         L = made.snapshots.shape[-2]
         information = (
             _conditional_information(problem, first, [0, 1, 2])
@@ -426,12 +400,7 @@ def room_crb(
 
 
 def check_same_room(recordings: Sequence[Recording]) -> None:
-    """Check that recordings have poses and the same number of scenes.
-
-    Raises:
-        InputError: no recording, one without a pose or with a pose that is not a rigid transform, or numbers
-            of scenes that differ.
-    """
+    """Check that recordings have poses and the same number of scenes."""
     if not recordings:
         raise InputError("recordings", "needs at least one recording")
     for number, recording in enumerate(recordings):
@@ -450,15 +419,10 @@ def check_same_room(recordings: Sequence[Recording]) -> None:
 
 
 def room_covariance(J: Float[Tensor, "S U U"], active: Bool[Tensor, "S K"]) -> Float[Tensor, "S K 3 K 3"]:
-    """Inverse of the information on K positions in the room.
+    """Inverse of the information on x, y, z of K positions in the room, U = 3K.
 
-    Args:
-        J: information on x, y, z of each source, U = 3K.
-        active: which entries hold a source; the others are NaN.
-
-    Returns:
-        The covariance. A source without information in some direction has an infinite one; those of the
-        others are the bound with its position known.
+    A source without information in some direction has an infinite covariance; those of the others are the
+    bound with its position known.
     """
     K = active.shape[1]
     each = torch.arange(K, device=J.device)
@@ -582,14 +546,11 @@ def _alone(columns: Complex[Tensor, "S L M _"]) -> Float[Tensor, "S K 3 3"]:
 
 
 def identifiable(own: Float[Tensor, "*batch K w w"]) -> Bool[Tensor, "*batch K w"]:
-    """Which coordinates of each source, taken alone, the data determine.
+    """Which coordinates of each source, taken alone, the data determine, from the Fisher information on them.
 
     The coordinates are taken in their order. One on which the Fisher information is 0 once those before it
     are unknown too is not identifiable: the elevation of a source seen by a line along x, whose data depend
     on one direction cosine only.
-
-    Args:
-        own: Fisher information on w coordinates of each of K sources without the others.
     """
     scale = own.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     known = scale > 0

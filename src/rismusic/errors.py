@@ -102,9 +102,8 @@ def _sentence(new: str | None, prefix: str = "") -> str:
 def renamed_setting(name: str) -> str | None:
     """What became of a setting, as the end of a sentence; none if it has not changed.
 
-    Args:
-        name: dotted name of the setting. Tables around the last two parts do not matter, so that
-            ``locate.hybrid.belief`` is known as well.
+    Tables around the last two parts of a dotted name do not matter, so that ``locate.hybrid.belief`` is known
+    as well.
     """
     *parents, table, key = ("", *name.split("."))
     old = f"{table}.{key}".lstrip(".")

@@ -46,11 +46,7 @@ _UNKNOWN = "unknown"
 
 
 def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
-    """Contents of a regular file of limited size. Opening a pipe or a device does not block.
-
-    Args:
-        path: the file.
-        limit: largest size in bytes.
+    """Contents of a regular file of at most ``limit`` bytes. Opening a pipe or a device does not block.
 
     Raises:
         InputError: the file is missing, is a folder, a pipe or a device, is too large, or cannot be read.
@@ -66,22 +62,14 @@ def read_small(path: Path, *, limit: int = SMALL_BYTES) -> bytes:
 
 
 def read_beginning(path: Path, size: int) -> bytes:
-    """At most so many bytes of the beginning of a regular file.
-
-    Raises:
-        InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
-    """
+    """At most so many bytes of the beginning of a regular file."""
     with _opened(path) as (file, _):
         return file.read(size)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file and its size, opened so that neither opening nor reading waits for data.
-
-    Raises:
-        InputError: the file is missing, is a folder, a pipe or a device, or cannot be read.
-    """
+    """A regular file and its size, opened so that neither opening nor reading waits for data."""
     flags = os.O_RDONLY | _flags("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY")
     try:
         descriptor = os.open(path, flags)
@@ -101,11 +89,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
-    """Contents of a small UTF-8 file; see :func:`read_small`.
-
-    Raises:
-        InputError: see :func:`read_small`; or the file is not UTF-8 text.
-    """
+    """Contents of a small UTF-8 file; see :func:`read_small`."""
     try:
         return read_small(path, limit=limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -113,11 +97,7 @@ def read_text(path: Path, *, limit: int = SMALL_BYTES) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path is a regular file or does not exist. Pipes and devices are not opened.
-
-    Raises:
-        InputError: it is a folder, a pipe or a device, or cannot be looked at.
-    """
+    """Check that a path is a regular file or does not exist. Pipes and devices are not opened."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -132,11 +112,7 @@ def check_regular(path: Path) -> None:
 
 
 def _check_ready(path: Path, descriptor: int, found: os.stat_result) -> None:
-    """Refuse a file that reading would wait for: files of the kernel, such as /proc/kmsg, have no size.
-
-    Raises:
-        InputError: there is nothing to read yet.
-    """
+    """Refuse a file that reading would wait for: files of the kernel, such as /proc/kmsg, have no size."""
     if found.st_size == 0 and hasattr(select, "poll"):
         waiting = select.poll()
         waiting.register(descriptor, select.POLLIN)
@@ -145,11 +121,7 @@ def _check_ready(path: Path, descriptor: int, found: os.stat_result) -> None:
 
 
 def check_not_link(path: Path) -> None:
-    """Check that a file that is written in place is a regular file or does not exist.
-
-    Raises:
-        InputError: it is a symbolic link, a folder, a pipe or a device, or cannot be looked at.
-    """
+    """Check that a file that is written in place is a regular file or does not exist."""
     if path.is_symlink():
         raise InputError(str(path), "is a symbolic link, which is not followed; remove it")
     check_regular(path)
@@ -172,64 +144,51 @@ def failure(error: Exception) -> str:
 def check_output(path: Path, *, overwrite: bool, endings: Collection[str] = ()) -> None:
     """Check that an output file can be written, before work starts.
 
-    Args:
-        path: the file to be written.
-        overwrite: whether an existing file may be replaced.
-        endings: allowed extensions; empty for any.
-
     Raises:
-        InputError: the extension is not allowed; the folder is missing or cannot be written; or the path is a
-            folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
+        InputError: the extension is not in ``endings``; the folder is missing or cannot be written; or the
+            path is a folder, a symbolic link, a pipe, a device, a read-only file, or an existing file without
             ``overwrite``.
     """
+    try:
+        obstacle = _obstacle(path, overwrite=overwrite, endings=endings)
+        if obstacle is None:
+            # Some folders allow new files by their permissions, and take none.
+            probe, descriptor = _open_temporary(path)
+            os.close(descriptor)
+            probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        obstacle = f"cannot be written: {failure(error)}"
+    if obstacle is not None:
+        raise InputError(str(path), obstacle)
+
+
+def _obstacle(path: Path, *, overwrite: bool, endings: Collection[str]) -> str | None:
+    """What keeps an output file from being written, as far as names and permissions tell."""
     if not path.name:
-        raise InputError(str(path), "is a folder; give the name of a file")
+        return "is a folder; give the name of a file"
     if endings and path.suffix not in endings:
-        raise InputError(str(path), f"the file name must end in {any_of(endings)}")
-    try:
-        if not path.parent.is_dir():
-            raise InputError(str(path), f"the folder {path.parent} does not exist")
-        if len(os.fsencode(path.name)) > _LONGEST_NAME:
-            raise InputError(str(path), f"the file name is longer than {_LONGEST_NAME} bytes")
+        return f"the file name must end in {any_of(endings)}"
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        return f"the file name is longer than {_LONGEST_NAME} bytes"
+    with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
-    except FileNotFoundError:
-        mode = None
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), f"cannot be written: {failure(error)}") from None
-    if mode is not None:
-        if stat.S_ISDIR(mode):
-            raise InputError(str(path), "is a folder; give the name of a file")
         if stat.S_ISLNK(mode):
-            raise InputError(
-                str(path), "is a symbolic link; remove it, or give the name of the file that it points to"
-            )
+            return "is a symbolic link; remove it, or give the name of the file that it points to"
         if not stat.S_ISREG(mode):
-            raise InputError(str(path), f"is {kind_of(mode)}; give the name of a file")
+            return f"is {kind_of(mode)}; give the name of a file"
         if not overwrite:
-            raise InputError(
-                str(path), "the file exists already; pass overwrite=True (--overwrite) to replace it"
-            )
+            return "the file exists already; pass overwrite=True (--overwrite) to replace it"
         if not mode & 0o222:
-            raise InputError(str(path), "is read-only; make it writable or give another name")
+            return "is read-only; make it writable or give another name"
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(str(path), f"cannot be written: the folder {path.parent} is read-only for this user")
-    # Some folders allow new files by their permissions, and take none.
-    try:
-        probe, descriptor = _open_temporary(path)
-        os.close(descriptor)
-        probe.unlink()
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written: {failure(error)}") from None
+        return f"cannot be written: the folder {path.parent} is read-only for this user"
+    return None
 
 
 def is_vacant(folder: Path) -> bool:
-    """Whether a folder is missing or empty. Temporary files of killed processes are removed first.
-
-    Raises:
-        InputError: the folder cannot be read.
-    """
+    """Whether a folder is missing or empty. Temporary files of killed processes are removed first."""
     try:
         if not folder.exists():
             return True
@@ -246,9 +205,6 @@ def writable_by_others(path: Path) -> Path | None:
 
     A folder is not open if it is sticky and what is in it belongs to this user. A group of the same name as
     the owner has no other members. Links count with what they point to.
-
-    Args:
-        path: an existing file or folder.
 
     Returns:
         The path itself or a folder above it; none if only this user and the system may write them. Always
@@ -291,17 +247,10 @@ class OutputFile:
     """A file under a random temporary name, until it is complete.
 
     The temporary file is created exclusively, so that no link of that name is followed. It has the mode of
-    the file that it replaces.
-
-    Args:
-        path: the final name.
-        overwrite: whether an existing file may be replaced.
+    the file that it replaces. Errors are those of :func:`check_output`.
 
     Attributes:
         temporary: the temporary name, in the same folder and with the same extension.
-
-    Raises:
-        InputError: see :func:`check_output`.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
@@ -317,12 +266,7 @@ class OutputFile:
             os.close(descriptor)
 
     def commit(self) -> None:
-        """Give the complete file its name. After a power cut the file is either the old or the new one.
-
-        Raises:
-            InputError: see :func:`check_output`.
-            OSError: the file cannot be written.
-        """
+        """Give the complete file its name; see :func:`publish`."""
         publish(self.temporary, self.path, overwrite=self._overwrite)
 
     def discard(self) -> None:
@@ -331,12 +275,7 @@ class OutputFile:
 
 
 def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Give a complete file its name. After a power cut the file is either the old or the new one.
-
-    Args:
-        temporary: the complete file, in the same folder.
-        path: its name.
-        overwrite: whether to replace an existing file.
+    """Give a complete file in the same folder its name. After a power cut it is the old or the new one.
 
     Raises:
         InputError: see :func:`check_output`; or another process has written the file meanwhile.
@@ -382,22 +321,14 @@ def replace_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a text file as UTF-8; see :func:`replace_file`.
-
-    Raises:
-        InputError: see :func:`replace_file`.
-    """
+    """Write a text file as UTF-8; see :func:`replace_file`."""
     with replace_file(path, overwrite=overwrite) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
+    """Convert errors of writing a file to :class:`~rismusic.errors.InputError`."""
     try:
         yield
     except OSError as error:
@@ -408,13 +339,9 @@ def writing(path: Path) -> Iterator[None]:
 def locked(path: Path, field: str, sentence: str) -> Iterator[None]:
     """Hold a lock file with the number of this process. It ends with the process, however that ends.
 
-    Args:
-        path: the lock file.
-        field: what it locks, for the error message.
-        sentence: what to say if another process holds the lock.
-
     Raises:
-        InputError: another process holds the lock, or the file is something else or cannot be written.
+        InputError: another process holds the lock (``sentence``), or the file is something else or cannot be
+            written.
     """
     check_not_link(path)
     if path.exists() and path.stat().st_size and _holder(path) == _UNKNOWN:

@@ -590,7 +590,7 @@ def _fit_from_peaks(output: NetworkOutput, start: Sources, grid: SearchGrid, spe
             gain = from_music.value - from_list.value
             gain = gain + log_prior(spatial_prior, scenes, from_list.positions, there)
             gain = gain - log_prior(spatial_prior, scenes, from_music.positions, there)
-            fit = fit.with_others(scenes[gain > 0], from_list[gain > 0])
+            fit = fit.replaced(scenes[gain > 0], from_list[gain > 0])
     if spec.hybrid.relax_sweeps:
         peaks, fields = output.candidates, output.candidate_fields
         if not spec.hybrid.network_sources:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CodeType, FrameType
 
-# Seconds between two looks at the main thread, before an interruption is repeated.
-_POLL_S = 0.01
+_POLL_S = 0.01  # seconds between two looks at the main thread, before an interruption is repeated
 
 
 @contextmanager

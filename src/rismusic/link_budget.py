@@ -147,11 +147,7 @@ def compute_link_budget(
 
 
 def noise_dbm(budget: LinkBudgetSpec) -> float:
-    """Noise power of one receiver output in dBm.
-
-    Args:
-        budget: bandwidth, noise figure and temperature.
-    """
+    """Noise power of one receiver output in dBm."""
     receiver = (_linear(budget.noise_figure_db) - 1) * REFERENCE_TEMPERATURE_K
     watts = BOLTZMANN * budget.bandwidth_hz * (budget.temperature_k + receiver)
     if watts <= 0:

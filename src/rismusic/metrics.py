@@ -12,16 +12,16 @@ from torch import Tensor
 
 from rismusic.array import wrapped
 from rismusic.crb import Bound
+from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.sources import Sources
 from rismusic.text import short_repr
 
-# The median of the modulus of a standard normal number.
-MEDIAN_OF_NORMAL = 0.6744897501960817
+MEDIAN_OF_NORMAL = 0.6744897501960817  # the median of the modulus of a standard normal number
 
 
 @dataclass(frozen=True, eq=False)
-class Match:
+class Match(Batch):
     """Found sources set against the true ones, scene by scene.
 
     Args:
@@ -132,11 +132,6 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
     + \tfrac{c^2}{2} (|X| + |Y| - 2 |\gamma|)\right)^{1/2}`, d the distance in metres, c the cutoff.
 
     Rahmathullah, Garcia-Fernandez, Svensson, "Generalized optimal sub-pattern assignment metric", 2017.
-
-    Args:
-        truth: true sources, [S, K].
-        found: found sources, [S, K'].
-        cutoff_m: c, metres.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -154,12 +149,7 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
 
 
 def score(matched: Match, bound: Bound | None = None) -> Score:
-    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit.
-
-    Args:
-        matched: from :func:`match`.
-        bound: the Cramer-Rao bound of the same scenes and true sources.
-    """
+    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit."""
     hits, true, found = (int(n.sum()) for n in (matched.hit, matched.true_count, matched.found_count))
     over = [math.nan] * 3
     if bound is not None:

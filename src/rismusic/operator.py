@@ -26,8 +26,7 @@ from torch import Tensor
 from rismusic.array import ArrayLike, to_tensor
 from rismusic.errors import InputError
 
-# Scenes whose matrices G_l are formed together.
-_BLOCK = 8
+_BLOCK = 8  # scenes whose matrices G_l are formed together
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)

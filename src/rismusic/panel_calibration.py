@@ -10,7 +10,9 @@ r"""``rismusic.calibrate_panel``: calibrate one panel from all scenes of a recor
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int64
@@ -92,6 +94,13 @@ def calibrate_panel(
     remaining = _FIRST_REMAINING * chosen.panel_error
     calibration: PanelCalibration | None = None
     first: PanelFit | None = None
+    fit_to = partial(
+        fit_panel,
+        volume=volume,
+        panel_error=chosen.panel_error,
+        position_error=chosen.position_error_wavelengths * recording.wavelength,
+        known_positions=found is not None,
+    )
     for number in range(chosen.rounds):
         sources = found
         if sources is None:
@@ -107,7 +116,7 @@ def calibrate_panel(
             used = sources.active.any(-1)
         elif number == 2:
             break
-        fit, used = _fit(recording, sources, used, volume, chosen, remaining, first, found is not None)
+        fit, used = _fit(recording, sources, used, first, partial(fit_to, remaining_error=remaining))
         first, remaining = fit, fit.remaining_error
         calibration = _as_calibration(recording, fit, used)
         located_by = located_by.replace(panel_error=remaining)
@@ -115,7 +124,8 @@ def calibrate_panel(
     assert calibration is not None
     assert first is not None
     if int(used.sum()) >= _LEAST_SCENES:
-        measured = _measured_error(recording, first, used, volume, chosen, remaining, found)
+        again = partial(fit_to, remaining_error=remaining)
+        measured = _measured_error(recording, first, used, volume, again, found)
         calibration = replace(calibration, remaining_error=measured)
     if calibration.remaining_error >= _LARGE_ERROR:
         _LOG.warning(
@@ -131,22 +141,13 @@ def _measured_error(
     fit: PanelFit,
     used: Bool[Tensor, "S"],
     volume: Volume,
-    spec: CalibrateSpec,
-    remaining: float,
+    fit_again: Callable[..., PanelFit],
     known: Sources | None,
 ) -> float:
     """The remaining error, measured in every fifth scene with a panel that is fitted to the others."""
     held = torch.arange(int(used.sum())) % _HELD_OUT == 0
     part, sources = recording[used.nonzero()[:, 0]], fit.sources
-    other = fit_panel(
-        part[~held],
-        sources[~held],
-        volume,
-        panel_error=spec.panel_error,
-        position_error=spec.position_error_wavelengths * recording.wavelength,
-        remaining_error=remaining,
-        known_positions=known is not None,
-    )
+    other = fit_again(part[~held], sources[~held])
     test, there = part[held], sources[held]
     if known is None:
         made = replace(_as_calibration(recording, other, used), remaining_error=0.0).apply(test)
@@ -158,11 +159,8 @@ def _fit(
     recording: Recording,
     sources: Sources,
     used: Bool[Tensor, "S"],
-    volume: Volume,
-    spec: CalibrateSpec,
-    remaining: float,
     first: PanelFit | None,
-    known: bool,
+    fit_to: Callable[..., PanelFit],
 ) -> tuple[PanelFit, Bool[Tensor, "S"]]:
     """Fit the panel; fit again without the scenes that it does not explain."""
     for last in (False, True):
@@ -170,16 +168,7 @@ def _fit(
         if len(numbers) == 0:
             raise InputError("recording", "no scene has a source; the panel cannot be calibrated")
         part = recording[numbers]
-        fit = fit_panel(
-            part,
-            sources[numbers],
-            volume,
-            panel_error=spec.panel_error,
-            position_error=spec.position_error_wavelengths * recording.wavelength,
-            remaining_error=remaining,
-            known_positions=known,
-            first=first,
-        )
+        fit = fit_to(part, sources[numbers], first=first)
         ratio = fit.noise / noise_of(part).double()
         bad = ratio > _BAD_FIT * ratio.median()
         if last or not bool(bad.any()):
@@ -203,11 +192,7 @@ def _as_calibration(recording: Recording, fit: PanelFit, used: Bool[Tensor, "S"]
 
 
 def check_recording(recording: Recording) -> None:
-    """Check that a recording is of a kind that can calibrate a panel.
-
-    Raises:
-        InputError: its symbols are constant or known, it is wideband, or its panel is too large.
-    """
+    """Check that a recording is of a kind that can calibrate a panel."""
     if recording.symbols != "independent":
         raise InputError("symbols", f"must be independent for a calibration; they are {recording.symbols}")
     if recording.frequencies is not None:

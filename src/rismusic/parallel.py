@@ -32,10 +32,8 @@ Result = TypeVar("Result")
 MOST_THREADS = 8
 """Most threads that locate scenes. Python runs for a tenth of the time, and in one thread at a time."""
 
-# Tasks in flight for each worker: the next one waits there while one runs.
-_IN_FLIGHT = 2
-# Seconds to wait for the scheduler of a cluster, and for its first worker.
-_CONNECT_S, _WORKERS_S = 10, 30
+_IN_FLIGHT = 2  # tasks in flight for each worker: the next one waits there while one runs
+_CONNECT_S, _WORKERS_S = 10, 30  # seconds to wait for the scheduler of a cluster, and for its first worker
 
 
 def usable_cores() -> int:
@@ -48,13 +46,9 @@ def usable_cores() -> int:
 def default_division(blocks: int, cores: int, *, threaded: bool = True) -> tuple[int, int]:
     """Numbers of processes and of threads among which blocks of scenes are divided by default.
 
-    Threads start at once and share what is in memory, but run Python in one of them at a time. Starting a
-    process takes about as long as one block, so that each needs two.
-
-    Args:
-        blocks: number of blocks.
-        cores: number of cores.
-        threaded: whether the method is known to be safe in several threads.
+    Threads start at once and share what is in memory, but run Python in one of them at a time, and not every
+    method is safe in several (``threaded``). Starting a process takes about as long as one block, so that
+    each needs two.
     """
     processes = min(cores, max(1, blocks // 2))
     if threaded and processes <= MOST_THREADS:
@@ -62,16 +56,11 @@ def default_division(blocks: int, cores: int, *, threaded: bool = True) -> tuple
     return processes, 1
 
 
-# More processes than any machine has cores are a slip.
-_MOST_WORKERS = 1024
+_MOST_WORKERS = 1024  # more processes than any machine has cores are a slip
 
 
 def check_workers(workers: int | None, cluster: str | None) -> None:
-    """Check the options before work starts.
-
-    Raises:
-        InputError: no number of processes from 1 to 1024, workers beside a cluster, or Dask is not installed.
-    """
+    """Check the options before work starts."""
     if workers is not None and not 1 <= workers <= _MOST_WORKERS:
         raise InputError("workers", f"must be from 1 to {_MOST_WORKERS} processes; got {workers}")
     if cluster is not None and workers is not None:

@@ -27,29 +27,17 @@ _ENDS = ("", ".json", ".lock")
 
 
 class Progress(Record):
-    """How much of an output is complete.
-
-    Args:
-        format: marks the file.
-        version: version of rismusic.
-        recording: identifies the recording that is read, if any.
-        settings: the settings.
-        columns: columns of a table.
-        scenes: number of complete scenes.
-        sources: number of sources in them.
-        bytes: size of the complete part of a table.
-        digest: SHA-256 of what is complete.
-    """
+    """How much of an output is complete."""
 
     format: Literal["rismusic-locate/1", "rismusic-simulate/1"]
-    version: str
-    recording: str
+    version: str  # of rismusic
+    recording: str  # identifies the recording that is read, if any
     settings: dict[str, object]
-    columns: tuple[str, ...] = ()
-    scenes: Natural = 0
-    sources: Natural = 0
-    bytes: Natural = 0
-    digest: str = ""
+    columns: tuple[str, ...] = ()  # of a table
+    scenes: Natural = 0  # number of complete scenes
+    sources: Natural = 0  # number of sources in them
+    bytes: Natural = 0  # size of the complete part of a table
+    digest: str = ""  # SHA-256 of what is complete
 
 
 def part_files(path: Path) -> list[Path]:
@@ -70,16 +58,8 @@ def is_complete(path: Path) -> bool:
 class PartialFile:
     """An output under construction; a context manager.
 
-    A part without a scene is removed at the end, others stay.
-
-    Args:
-        path: the output.
-        command: the command that writes it, ``locate`` or ``simulate``.
-        recording: the recording that is read; none if none is.
-        settings: the settings.
-        resume: continue the output of an earlier run, if there is one.
-        overwrite: replace an existing output, and drop that of an earlier run.
-        columns: columns of a table.
+    A part without a scene is removed at the end, others stay. ``resume`` continues the output of an earlier
+    run, if there is one; ``overwrite`` drops it.
 
     Attributes:
         part: the file under construction.
@@ -125,21 +105,13 @@ class PartialFile:
         return self.progress.scenes
 
     def keep(self, **changed: int | str) -> None:
-        """Store how much is complete. The part must be on the disk before.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Store how much is complete. The part must be on the disk before."""
         progress = self.progress.model_copy(update=changed)
         write_text(self._state, progress.model_dump_json(indent=1) + "\n", overwrite=True)
         self.progress = progress
 
     def publish(self) -> None:
-        """Give the complete file its name.
-
-        Raises:
-            InputError: it cannot be written.
-        """
+        """Give the complete file its name."""
         with writing(self.path):
             publish(self.part, self.path, overwrite=self._overwrite)
             self._state.unlink(missing_ok=True)

@@ -37,8 +37,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 _MM_PER_INCH = 25.4
-# Least width of one panel in print, mm; narrower panels stand below each other.
-_PANEL_MM = 70.0
+_PANEL_MM = 70.0  # least width of one panel in print, mm; narrower panels stand below each other
 # Width of the picture of a scene on the screen, inches.
 _SCENE_INCHES = 11.0
 _SCREEN_DPI, _PRINT_DPI = 150, 300
@@ -62,11 +61,7 @@ _SAVED: dict[Any, Any] = {"pdf.fonttype": 42}
 
 
 def check_matplotlib() -> None:
-    """Check that matplotlib can be imported, before work is done for a plot.
-
-    Raises:
-        InputError: matplotlib is not installed, or its settings are wrong.
-    """
+    """Check that matplotlib can be imported, before work is done for a plot."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -79,11 +74,7 @@ def check_matplotlib() -> None:
 
 @contextmanager
 def print_style(width_mm: float | None) -> Iterator[None]:
-    """Text sizes and line widths for a figure of this printed width; matplotlib's own where it is none.
-
-    Raises:
-        InputError: the width cannot be printed, or matplotlib is not installed.
-    """
+    """Text sizes and line widths for a figure of this printed width; matplotlib's own where it is none."""
     check_matplotlib()
     if width_mm is None:
         yield
@@ -98,12 +89,7 @@ def print_style(width_mm: float | None) -> Iterator[None]:
 def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Figure:
     """An empty figure of this size in inches, which needs no display.
 
-    Args:
-        size: width and height in inches.
-        layout: matplotlib's layout engine: ``constrained``, or ``compressed`` for axes with equal scales.
-
-    Raises:
-        InputError: matplotlib is not installed.
+    The layout engine is ``constrained``, or ``compressed`` for axes with equal scales.
     """
     check_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,15 +103,10 @@ def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Fig
 def new_axes(
     *projections: str | None, size: tuple[float, float] = (6.0, 4.5), width_mm: float | None = None
 ) -> list[Any]:
-    """Axes of a new figure, one for each projection (``None``: plain).
+    """Axes of a new figure, one for each projection (``None``: plain), side by side.
 
-    Args:
-        projections: of the axes, side by side, or below each other where the printed width is too small.
-        size: width and height of the figure in inches.
-        width_mm: printed width of the figure; the height follows from the shape of the panels in ``size``.
-
-    Raises:
-        InputError: matplotlib is not installed.
+    With a printed width they stand below each other where they would be too narrow, and the height follows
+    from their shape in ``size`` (inches).
     """
     count = len(projections)
     columns = count
@@ -203,12 +184,7 @@ def plot_scene(
 
 
 def scene_figure(scene: Scene, *, width_mm: float | None = None) -> Figure:
-    """One scene in space and from above, with one legend.
-
-    Args:
-        scene: the scene.
-        width_mm: printed width of the figure.
-    """
+    """One scene in space and from above, with one legend."""
     width = _SCENE_INCHES if width_mm is None else width_mm / _MM_PER_INCH
     stacked = width * _MM_PER_INCH < 2 * _PANEL_MM
     # Height over width of what the two views show; the axes and the legend need some inches more.
@@ -217,14 +193,12 @@ def scene_figure(scene: Scene, *, width_mm: float | None = None) -> Figure:
         for shapes, projection in ((scene.in_space(), BEHIND), (scene.from_above(), ABOVE))
     )
     with print_style(width_mm):
+        height = width / 2 * max(space_aspect, 0.9 * top_aspect) + 1.3
         if stacked:
-            figure = new_figure((width, width * (space_aspect + 0.8 * top_aspect) + 1.1), layout="compressed")
-            grid = figure.add_gridspec(2, 1, height_ratios=(space_aspect, top_aspect))
-        else:
-            figure = new_figure(
-                (width, width / 2 * max(space_aspect, 0.9 * top_aspect) + 1.3), layout="compressed"
-            )
-            grid = figure.add_gridspec(1, 2)
+            height = width * (space_aspect + 0.8 * top_aspect) + 1.1
+        figure = new_figure((width, height), layout="compressed")
+        ratios = (space_aspect, top_aspect) if stacked else None
+        grid = figure.add_gridspec(*((2, 1) if stacked else (1, 2)), height_ratios=ratios)
         space, top = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
         scene_3d(scene, ax=space)
         scene_top(scene, ax=top)
@@ -249,10 +223,6 @@ def scene_3d(scene: Scene, *, ax: Axes | None = None) -> Axes:
     The view is a parallel projection on plain axes, in metres. Rings of equal range and rays of equal azimuth
     lie in the plane of elevation 0; a dotted line leads from each source straight to that plane. Estimates
     are crosses, numbered from 0, with 95 % error ellipsoids; true sources are circles.
-
-    Args:
-        scene: the scene.
-        ax: plain axes to draw into.
     """
     ax = ax or new_axes(None)[0]
     _draw(ax, scene.in_space(), BEHIND)
@@ -264,10 +234,6 @@ def scene_top(scene: Scene, *, ax: Axes | None = None) -> Axes:
     """The scene from above, with 95 % error ellipses and the Fresnel and Fraunhofer distances.
 
     z points upwards and x to the left, so that the frame is right-handed.
-
-    Args:
-        scene: the scene.
-        ax: axes to draw into.
     """
     ax = ax or new_axes(None)[0]
     from matplotlib.ticker import MaxNLocator

@@ -83,11 +83,7 @@ class Registry:
             ) from error
 
     def check(self, name: str) -> str:
-        """Return the name if it is known.
-
-        Raises:
-            InputError: it is not.
-        """
+        """Return the name if it is known; otherwise raise an error."""
         if name not in self:
             raise unknown_name("kind", self.kind, name, self.names())
         return name
@@ -142,11 +138,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def check_method(name: str) -> str:
-    """Return the name if ``locate`` knows it.
-
-    Raises:
-        InputError: it is neither an estimator nor a spectrum.
-    """
+    """Return the name if ``locate`` knows it."""
     if name in ESTIMATORS or name in SPECTRA:
         return name
     raise unknown_name("method", "estimator or spectrum", name, method_names())

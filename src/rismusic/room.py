@@ -88,12 +88,6 @@ class RoomEstimate(Estimate):
         assert isinstance(made, RoomEstimate)
         return replace(made, panels=tuple(panel[scenes] for panel in self.panels))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> RoomEstimate:
-        made = super()._each(change)
-        assert isinstance(made, RoomEstimate)
-        panels = tuple(panel._each(change) for panel in self.panels)
-        return replace(made, panels=panels, agreement_p_value=change(self.agreement_p_value))
-
 
 def locate_room(
     recordings: Sequence[Recording],

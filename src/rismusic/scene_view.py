@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.array import Panel, direction
+from rismusic.array import Panel
 from rismusic.estimation.grid import Volume
-from rismusic.sources import Sources
+from rismusic.sources import Sources, cartesian_covariance, jacobian, to_cartesian
 
 CONFIDENCE = 0.95
 """Probability that a Gaussian error lies inside the region that is drawn."""
@@ -39,47 +39,13 @@ CONFIDENCE = 0.95
 CHI_SQUARED = {2: -2 * math.log(1 - CONFIDENCE), 3: 7.814727903251179}
 
 
-def to_cartesian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Cartesian (x, y, z) in metres of azimuth, elevation (rad) and range (m), float64."""
-    azimuth, elevation, distance = positions.double().unbind(-1)
-    return distance[..., None] * torch.stack(direction(azimuth, elevation), dim=-1)
-
-
-def jacobian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """J, derivatives of :func:`to_cartesian`: rows x, y, z; columns azimuth, elevation, range; float64."""
-    azimuth, elevation, distance = positions.double().unbind(-1)
-    zero = torch.zeros_like(azimuth)
-    by_azimuth = (azimuth.cos() * elevation.cos(), zero, -azimuth.sin() * elevation.cos())
-    by_elevation = (-azimuth.sin() * elevation.sin(), elevation.cos(), -azimuth.cos() * elevation.sin())
-    across = [distance[..., None] * torch.stack(slope, dim=-1) for slope in (by_azimuth, by_elevation)]
-    return torch.stack((*across, torch.stack(direction(azimuth, elevation), dim=-1)), dim=-1)
-
-
-def cartesian_covariance(
-    positions: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
-) -> Float[Tensor, "*batch 3 3"]:
-    """C = J Sigma J^T, square metres.
-
-    Args:
-        positions: azimuth (rad), elevation (rad) and range (m).
-        covariance: Sigma, of these three.
-    """
-    J = jacobian(positions)
-    return J @ covariance.double() @ J.mT
-
-
 def ellipsoid(
     position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume
 ) -> tuple[Float[Tensor, "3 _ 3"], bool]:
-    """The three principal sections of the error ellipsoid of one source.
+    """The three principal sections of the error ellipsoid of one source at an azimuth, elevation and range.
 
-    Args:
-        position: azimuth (rad), elevation (rad) and range (m).
-        covariance: Sigma of these three, finite.
-        volume: the search volume; the drawing stays inside.
-
-    Returns:
-        The sections in metres, whose last point equals the first, and whether the volume clipped them.
+    They are in metres and stay inside the volume. Their last point equals the first. The second value is
+    whether the volume clipped them.
     """
     root = _axes(cartesian_covariance(position, covariance))
     turn = torch.linspace(0, 2 * math.pi, 41, dtype=torch.float64)
@@ -91,18 +57,10 @@ def ellipsoid(
 def ellipse_from_above(
     position: Float[Tensor, "3"], covariance: Float[Tensor, "3 3"], volume: Volume
 ) -> tuple[Float[Tensor, "_ 3"], bool]:
-    r"""The error ellipse of one source in x and z, whatever its height.
+    r"""The error ellipse of one source in x and z, whatever its height, in metres; see :func:`ellipsoid`.
 
     The outline of the ellipsoid seen from above, :math:`C n / \sqrt{n^T C n}` for every direction n in the
     plane, at the size that holds both coordinates with the probability ``CONFIDENCE``.
-
-    Args:
-        position: see :func:`ellipsoid`.
-        covariance: see :func:`ellipsoid`.
-        volume: see :func:`ellipsoid`.
-
-    Returns:
-        The outline in metres, whose last point equals the first, and whether the volume clipped it.
     """
     C = cartesian_covariance(position, covariance)
     turn = torch.linspace(0, 2 * math.pi, 49, dtype=torch.float64)
@@ -114,12 +72,7 @@ def ellipse_from_above(
 def inside_ellipsoid(
     error: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
 ) -> Bool[Tensor, "*batch"]:
-    """Whether an error of azimuth (rad), elevation (rad) and range (m) lies within its ellipsoid.
-
-    Args:
-        error: estimate minus truth.
-        covariance: Sigma, finite.
-    """
+    """Whether an error of azimuth (rad), elevation (rad) and range (m) lies within its ellipsoid."""
     scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     unit = covariance / (scale[..., :, None] * scale[..., None, :])
     white = torch.linalg.solve_triangular(
@@ -145,8 +98,7 @@ def _drawn(
 
 Points = npt.NDArray[np.float64]
 
-# Number of elements drawn one by one; of a larger panel every second, third, ... is drawn.
-_ELEMENTS = 400
+_ELEMENTS = 400  # number of elements drawn one by one; of a larger panel every second, third, ... is drawn.
 # Azimuth to either side up to which the floor is drawn where no search volume is given.
 _SIDE = math.radians(60)
 
@@ -187,19 +139,12 @@ ABOVE = Projection(0.0, math.pi / 2)
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in space.
+    """A shape in space."""
 
-    Args:
-        form: ``line``, ``area``, ``dots``, ``mark`` or ``word``.
-        kind: what it shows, such as ``ring``, ``ellipsoid`` or ``estimate``; this sets its style.
-        points: [Q, 3] metres, panel frame; a single point for a mark or a word.
-        text: the word, or the label of the mark.
-    """
-
-    form: str
-    kind: str
-    points: Points
-    text: str = ""
+    form: str  # line, area, dots, mark or word
+    kind: str  # what it shows, such as ring, ellipsoid or estimate; this sets its style
+    points: Points  # [Q, 3] metres, panel frame; a single point for a mark or a word
+    text: str = ""  # the word, or the label of the mark
 
 
 @dataclass
@@ -208,11 +153,10 @@ class Scene:
 
     Args:
         panel: the panel.
-        estimates: estimated sources, [K], or none.
-        covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m), or none.
-        truth: true sources, or none.
-        volume: the search volume, to which error regions are limited, see :func:`holding`; none where it is
-            not known.
+        estimates: estimated sources, [K].
+        covariance: [K, 3, 3] of the errors of azimuth (rad), elevation (rad) and range (m).
+        truth: true sources.
+        volume: the search volume, to which error regions are limited, see :func:`holding`.
         clipped: set while drawing: whether the volume clipped an error region.
     """
 
@@ -361,13 +305,7 @@ def positions(sources: Sources) -> Points:
 
 
 def holding(volume: Volume, panel: Panel, estimates: Sources) -> Volume:
-    """The volume that is drawn: enlarged to hold estimates beyond the searched one, with a largest range.
-
-    Args:
-        volume: the searched volume.
-        panel: the panel, whose Fraunhofer distance is held if no range is too large.
-        estimates: estimates of any number of scenes, such as those that a departure from the settings led to.
-    """
+    """The volume that is drawn: enlarged to hold estimates beyond the searched one, with a largest range."""
     active = estimates.active
     ranges = estimates.range[active & estimates.range.isfinite()].tolist()
 

@@ -12,24 +12,23 @@ frame), the derivatives of azimuth, elevation and inverse range :math:`q = 1/r` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import ArrayLike, Panel, check_tensors, direction, from_db, steering, to_tensor
+from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.spec import MAX_RANGE_M, MIN_RANGE_M
 from rismusic.text import counted
 
-# Largest azimuth, pi up to the rounding of single precision.
-_ALL_ROUND = math.pi + 1e-6
+_ALL_ROUND = math.pi + 1e-6  # largest azimuth, pi up to the rounding of single precision
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Sources:
+class Sources(Batch):
     r"""Up to K_max sources per scene, in the panel frame; unused slots hold NaN in every field.
 
     Args:
@@ -108,15 +107,11 @@ class Sources:
                     name, "NaN marks an unused slot and must be in the same places in all fields"
                 )
         for name, value in (("azimuth_deg", azimuth), ("elevation_deg", elevation)):
-            wrong = value[value.abs() >= 90]
-            if behind and name == "azimuth_deg":
-                wrong = value[value.abs() > 180]
-                if len(wrong):
-                    raise InputError(name, f"must be within -180 .. 180 deg; got {float(wrong[0]):g}")
+            all_round = behind and name == "azimuth_deg"
+            wrong = value[value.abs() > 180 if all_round else value.abs() >= 90]
             if len(wrong):
-                raise InputError(
-                    name, f"must be within -90 .. 90 deg (in front of the panel); got {float(wrong[0]):g}"
-                )
+                limits = "-180 .. 180 deg" if all_round else "-90 .. 90 deg (in front of the panel)"
+                raise InputError(name, f"must be within {limits}; got {float(wrong[0]):g}")
         wrong = distance[(distance <= 0) | distance.isinf()]
         if len(wrong):
             raise InputError("range_m", f"must be positive and finite, in metres; got {float(wrong[0]):g}")
@@ -225,14 +220,6 @@ class Sources:
         """Steering matrix A [..., N, K_max]; columns of unused slots are zero."""
         return steering(panel, *self.filled()) * self.active.unsqueeze(-2)
 
-    def to(self, target: torch.device | str) -> Sources:
-        """Copy of the sources on another device."""
-        return self.each(lambda value: value.to(target))
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Sources:
-        """Sources of a subset of scenes; an integer removes the scene axis."""
-        return self.each(lambda value: value[scenes])
-
     def reordered(self, order: Int64[Tensor, "*batch K"]) -> Sources:
         """The sources with their slots in another order, such as that of :attr:`active_first`."""
         return self.each(
@@ -253,12 +240,6 @@ class Sources:
                 slots.reshape(slots.shape + (1,) * (value.ndim - slots.ndim)), math.nan
             )
         )
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Sources:
-        """Apply a function to every field that is present."""
-        present = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: change(value) for name, value in present.items() if value is not None}
-        return replace(self, **changed)
 
 
 def check_sources(sources: Sources, *, field: str = "truth", behind: bool = False) -> None:
@@ -298,23 +279,16 @@ def check_sources(sources: Sources, *, field: str = "truth", behind: bool = Fals
                 f"ranges must be {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m; got {float(present.min()):g} to "
                 f"{float(present.max()):g}",
             )
-        if behind and name == "azimuth":
-            if (present.abs() > _ALL_ROUND).any():
-                worst = float(present[present.abs().argmax()])
-                raise InputError(
-                    f"{field}/azimuth", f"must be within -pi .. pi radians; got {worst:g}. Is it in degrees?"
-                )
-        elif name in ("azimuth", "elevation") and (present.abs() >= math.pi / 2).any():
+        all_round = behind and name == "azimuth"
+        wrong = present.abs() > _ALL_ROUND if all_round else present.abs() >= math.pi / 2
+        if name in ("azimuth", "elevation") and wrong.any():
             worst = float(present[present.abs().argmax()])
+            limits = "-pi .. pi radians" if all_round else "-pi/2 .. pi/2 radians (in front of the panel)"
             hint = ". Is it in degrees?" if abs(worst) > math.pi else ""
-            raise InputError(
-                f"{field}/{name}",
-                f"must be within -pi/2 .. pi/2 radians (in front of the panel); got {worst:g}{hint}",
-            )
+            raise InputError(f"{field}/{name}", f"must be within {limits}; got {worst:g}{hint}")
 
 
-# Least cosine of an elevation and least range (m), so that derivatives are finite.
-_LEAST = 1e-9
+_LEAST = 1e-9  # least cosine of an elevation and least range (m), so that derivatives are finite
 
 
 def to_panel_coordinates(
@@ -323,10 +297,6 @@ def to_panel_coordinates(
     """Azimuth, elevation (rad) and inverse range (1/m) of points of the room.
 
     The azimuth of a point behind the panel is beyond 90 degrees.
-
-    Args:
-        pose: from the panel frame to the room frame.
-        points: metres, room frame.
     """
     x, y, z = ((points - pose[:3, 3]) @ pose[:3, :3]).unbind(-1)
     across = torch.hypot(x, z)
@@ -346,12 +316,7 @@ def from_panel_coordinates(
 def coordinate_derivatives(
     pose: Float[Tensor, "4 4"], positions: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Derivatives of azimuth, elevation and inverse range (rows) by the point of the room (columns).
-
-    Args:
-        pose: from the panel frame to the room frame.
-        positions: azimuth, elevation, inverse range in the panel frame.
-    """
+    """Derivatives of azimuth, elevation and inverse range (rows) by the point of the room (columns)."""
     azimuth, elevation, q = positions.unbind(-1)
     sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
     zero, flat = torch.zeros_like(azimuth), cos_el.clamp_min(_LEAST)
@@ -364,3 +329,27 @@ def coordinate_derivatives(
         dim=-2,
     )
     return rows @ pose[:3, :3].mT
+
+
+def to_cartesian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Cartesian (x, y, z) in metres of azimuth, elevation (rad) and range (m), float64."""
+    azimuth, elevation, distance = positions.double().unbind(-1)
+    return distance[..., None] * torch.stack(direction(azimuth, elevation), dim=-1)
+
+
+def jacobian(positions: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """J, derivatives of :func:`to_cartesian`: rows x, y, z; columns azimuth, elevation, range; float64."""
+    azimuth, elevation, distance = positions.double().unbind(-1)
+    zero = torch.zeros_like(azimuth)
+    by_azimuth = (azimuth.cos() * elevation.cos(), zero, -azimuth.sin() * elevation.cos())
+    by_elevation = (-azimuth.sin() * elevation.sin(), elevation.cos(), -azimuth.cos() * elevation.sin())
+    across = [distance[..., None] * torch.stack(slope, dim=-1) for slope in (by_azimuth, by_elevation)]
+    return torch.stack((*across, torch.stack(direction(azimuth, elevation), dim=-1)), dim=-1)
+
+
+def cartesian_covariance(
+    positions: Float[Tensor, "*batch 3"], covariance: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """C = J Sigma J^T, square metres."""
+    J = jacobian(positions)
+    return J @ covariance.double() @ J.mT

@@ -55,11 +55,7 @@ JsonNumber = float | Literal["nan", "inf", "-inf"] | None
 
 
 def check_figure_width(width_mm: float) -> float:
-    """The printed width of a figure.
-
-    Raises:
-        InputError: the width cannot be printed.
-    """
+    """The printed width of a figure."""
     if not 40.0 <= width_mm <= 1000.0:
         raise InputError(
             "figure_width",
@@ -116,13 +112,7 @@ class Record(BaseModel):
 
 
 def parse_record(kind: type[R], content: str | bytes, source: str, expected: str) -> R:
-    """Parse a record from JSON.
-
-    Args:
-        kind: its type.
-        content: the JSON text.
-        source: the file, for the error message.
-        expected: what the content should be, such as "a training checkpoint".
+    """Parse a record from the JSON text of a source, which should be what is ``expected``, as "a checkpoint".
 
     Raises:
         InputError: the content is not JSON or has other fields.
@@ -147,11 +137,7 @@ def complaint(error: ValidationError) -> str:
 
 
 def expected(error: Mapping[str, Any]) -> str:
-    """What pydantic expected of a value, without the names of Python's types, as the end of "expected ...".
-
-    Args:
-        error: one of ``ValidationError.errors()``.
-    """
+    """What pydantic expected of a value, without names of Python's types, as the end of "expected ..."."""
     words, limits = _WORDS.get(error["type"]), error.get("ctx", {})
     if words is not None:
         return words
@@ -342,8 +328,7 @@ def _check_ranges(section: str, low: float, high: float) -> None:
     for name, value in (("min", low), ("max", high)):
         if not MIN_RANGE_M <= value <= MAX_RANGE_M and not math.isinf(value):
             raise InputError(
-                f"{section}range_{name}_m",
-                f"expected {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m, found {value:g}",
+                f"{section}range_{name}_m", f"expected {MIN_RANGE_M:g} to {MAX_RANGE_M:g} m, found {value:g}"
             )
     if high < low:
         raise InputError(f"{section}range_max_m", f"expected at least range_min_m = {low:g}, found {high:g}")

@@ -130,9 +130,6 @@ def spectrum(
         device: where to compute; the recording's device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``oversampling=5.0``.
 
-    Returns:
-        Values and axes on the recording's device.
-
     Raises:
         InputError: the method is no spectrum, or a number of sources is below 1 or too large.
 

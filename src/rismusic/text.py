@@ -46,24 +46,13 @@ def _shown(character: str) -> str:
 
 
 def plain(text: str, *, limit: int = LONGEST) -> str:
-    r"""The text as one line: line breaks and control characters become escapes such as ``\n``.
-
-    Args:
-        text: any text, such as a name in a file.
-        limit: longer text is cut.
-    """
+    r"""The text, cut, as one line: line breaks and control characters become escapes such as ``\n``."""
     text = text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
     return printable(text).replace("\n", "\\n")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, header: bool = True) -> str:
-    """Rows as CSV. A cell of text that a spreadsheet would take for a formula gets an apostrophe in front.
-
-    Args:
-        columns: names, in order.
-        rows: values by name.
-        header: whether the names come first.
-    """
+    """Rows as CSV. A cell of text that a spreadsheet would take for a formula gets an apostrophe in front."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     if header:

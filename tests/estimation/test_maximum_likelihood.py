@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rismusic.devices import concatenate
 from rismusic.errors import InputError
 from rismusic.estimation import maximum_likelihood
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -16,7 +17,6 @@ from rismusic.estimation.maximum_likelihood import (
     better,
     complete_fit,
     fit_power_noise,
-    join,
     nfmle,
     pack,
     refine,
@@ -244,7 +244,7 @@ def test_blocks_of_scenes_are_joined_and_padded_to_the_widest(generator):
     for sources in (1, 3, 2):
         recording = dense.small(scenes=4, sources=sources)
         parts.append(nfmle(recording, start(recording, generator, 0.1), dense.VOLUME))
-    joined = join(parts)
+    joined = concatenate(parts)
     assert joined.sources.symbols.shape == (12, 3, 7)
     for i, part in enumerate(parts):
         here, K = slice(4 * i, 4 * i + 4), part.sources.azimuth.shape[1]

@@ -21,6 +21,7 @@ from torch import Tensor
 from rismusic.array import to_db
 from rismusic.benchmark.spec import Value, axis_label, sweep_points
 from rismusic.crb import Bound, recording_crb
+from rismusic.devices import concatenate
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.link_budget import compute_link_budget
@@ -101,7 +102,7 @@ def scene_bounds(
         for start in range(0, scenes, step)
     ]
     return SceneBounds(
-        Bound.joined([block.bound for block in blocks]),
+        concatenate([block.bound for block in blocks]),
         torch.cat([block.position_error for block in blocks]),
         torch.cat([block.snr_db for block in blocks]),
     )

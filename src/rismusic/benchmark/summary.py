@@ -49,8 +49,8 @@ from rismusic.benchmark.spec import (
     parse_method,
 )
 from rismusic.crb import Bound
+from rismusic.devices import same_width
 from rismusic.errors import InputError
-from rismusic.estimation.maximum_likelihood import same_width
 from rismusic.files import (
     TABLE_ENDINGS,
     check_output,

@@ -51,8 +51,7 @@ from rismusic.sources import Sources
 
 # Maximum number of steps, and the largest predicted movement at convergence in units of the error bars.
 _STEPS, _TOLERANCE = 20, 0.02
-# Shape a of the prior of the variances, for gain and phase errors.
-_SHAPES = (1.5, 10.0)
+_SHAPES = (1.5, 10.0)  # shape a of the prior of the variances, for gain and phase errors
 # Share of the error variance that changes with configuration or source, and is treated as noise.
 _NOISE_SHARE = 0.3
 # Ridge relative to a unit diagonal.
@@ -60,18 +59,14 @@ _RIDGE = 1e-13
 _FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
 # Power of rounding errors over that of the data: about the square of the precision of single precision.
 _ROUNDING = 1e-14
-# Largest number of elements, since the equations for e are dense.
-_MAX_ELEMENTS = 1024
+_MAX_ELEMENTS = 1024  # largest number of elements, since the equations for e are dense
 
 
 def whitened(recording: Recording, panel_error: float) -> Recording:
     r"""Whiten the joint covariance of hardware errors and noise.
 
-    A directly sampled panel (H = I) has white errors and is returned unchanged.
-
-    Args:
-        recording: S scenes.
-        panel_error: :math:`\epsilon`, root mean square of the relative error of an element's response.
+    A directly sampled panel (H = I) has white errors and is returned unchanged. :math:`\epsilon` is the root
+    mean square of the relative error of an element's response.
 
     Returns:
         A recording with one channel per scene, [S, M, N], and the noise variance used, recorded or estimated.
@@ -86,30 +81,30 @@ def whitened(recording: Recording, panel_error: float) -> Recording:
     link, y = recording.link.to(torch.complex128), recording.snapshots.to(torch.complex128)
     assert link.channel is not None
     H = link.channel
-    reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
     # The part of the power that is not noise is field and errors, in the ratio 1 to epsilon^2.
     share = panel_error**2 / (1 + panel_error**2)
     level = share * (power / torch.where(noise > 0, noise, torch.inf) - 1).clamp_min(0)
-    factor = torch.linalg.cholesky(covariance_through_panel(H, level, reflected))
+    factor = torch.linalg.cholesky(covariance_through_panel(H, level, link.codes))
     H, y = whiten(factor, H, y)
     dtype = recording.snapshots.dtype
     return replace(known, channel=H.to(dtype), snapshots=y.to(dtype))
 
 
 def covariance_through_panel(
-    H: Complex[Tensor, "*S M N"], level: Float[Tensor, "S"], reflected: Tensor | float = 1.0
+    H: Complex[Tensor, "*S M N"], level: Float[Tensor, "S"], codes: Complex[Tensor, "*C L N"] | None = None
 ) -> Complex[Tensor, "S M M"]:
-    r"""Covariance :math:`I + \tau H D H^H` of white noise and of noise that enters through the panel.
+    r"""Covariance :math:`I + \tau H D H^H` of white noise and of noise of level tau through the panel."""
+    white = torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
+    return white + level[:, None, None] * field_covariance(H, codes)
 
-    Args:
-        H: channel; :math:`H D H^H` is scaled to the trace M.
-        level: tau of each scene.
-        reflected: diagonal of D, [..., 1, N].
-    """
+
+def field_covariance(
+    H: Complex[Tensor, "*S M N"], codes: Complex[Tensor, "*C L N"] | None
+) -> Complex[Tensor, "*T M M"]:
+    """H D H^H, scaled to the trace M, of a field from everywhere through configurations of mean power D."""
+    reflected = 1.0 if codes is None else codes.abs().square().mean(dim=-2)[..., None, :]
     spread = (H * reflected) @ H.mH
-    M = H.shape[-2]
-    spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
-    return torch.eye(M, dtype=H.dtype, device=H.device) + level[:, None, None] * spread
+    return spread * (H.shape[-2] / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
 
 
 def whiten(
@@ -122,31 +117,19 @@ def whiten(
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """Result of :func:`calibrate` for S scenes.
+    """Result of :func:`calibrate` for S scenes."""
 
-    Args:
-        sources: azimuth, elevation, range of up to K sources, NaN where there is none, [S, K].
-        covariance: error covariance of azimuth (rad), elevation (rad) and range (m) with unknown responses
-            and symbols, [S, K, 3, 3]; NaN where there is no source.
-        response: 1 + e, [S, N] complex.
-        converged: [S].
-    """
-
-    sources: Sources
-    covariance: Float[Tensor, "S K 3 3"]
-    response: Complex[Tensor, "S N"]
+    sources: Sources  # azimuth, elevation, range
+    covariance: Float[Tensor, "S K 3 3"]  # of azimuth (rad), elevation (rad), range (m)
+    response: Complex[Tensor, "S N"]  # 1 + e
     converged: Bool[Tensor, "S"]
 
 
 def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_error: float) -> Calibrated:
     """Refine sources jointly with the responses of the panel's elements.
 
-    Args:
-        recording: S scenes, as recorded; an unknown noise variance is estimated.
-        found: positions [S, K] with mean powers, from a fit to :func:`whitened` snapshots; NaN where there is
-            no source.
-        volume: the box that bounds the positions.
-        panel_error: root mean square of the relative error of an element's response, positive.
+    They have mean powers, from a fit to :func:`whitened` snapshots of the recording, which is given as
+    recorded.
 
     Raises:
         InputError: a panel of more than 1024 elements, or an error that is not positive.

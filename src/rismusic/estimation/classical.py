@@ -20,6 +20,7 @@ With an unknown number of sources, fits with 0, 1, 2, ... sources are compared b
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,17 +29,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import recording_covariance
-from rismusic.devices import blocks
+from rismusic.devices import blocks, choose, concatenate
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
-from rismusic.estimation.estimate import (
-    Estimate,
-    NSources,
-    from_fit,
-    received_db,
-    warnings_of,
-    without_held,
-)
+from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of, without_held
 from rismusic.estimation.grid import SearchGrid, Volume, searched_grid
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -47,32 +41,19 @@ from rismusic.estimation.maximum_likelihood import (
     FitState,
     better,
     complete_fit,
-    join,
     neg_log_likelihood,
     nfmle,
     refine,
     refine_correlated,
     unpack,
 )
-from rismusic.estimation.model_order import (
-    EVIDENCE_WEIGHT,
-    SelectedOrder,
-    log_evidence,
-    select_model_order,
-)
+from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
 from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
-from rismusic.estimation.spectra import (
-    SpectrumMethod,
-    bartlett,
-    music,
-    mvdr,
-    rap_music_sources,
-    soft_music,
-)
+from rismusic.estimation.spectra import SpectrumMethod, bartlett, music, mvdr, rap_music_sources, soft_music
 from rismusic.io import Recording
 from rismusic.registry import SPECTRA
 from rismusic.spec import LocateSpec
@@ -89,24 +70,14 @@ BARTLETT = SpectrumMethod(lambda covariance, _: bartlett(covariance), subspace=F
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a search of the grid prepares the fit.
+    """How a search of the grid prepares the fit."""
 
-    Args:
-        sbl: whether the peaks of a sparse Bayesian power map are a second start beside OMP.
-        relax: whether RELAX sweeps improve each start before the last refinement.
-        criterion: likelihood of search, sweeps and refinement. Two starts are always compared by the
-            unconditional likelihood.
-        sweeps: maximum number of RELAX sweeps.
-        places: number of places of each source that RELAX compares.
-        iterations: iterations of the SBL fixed point.
-    """
-
-    sbl: bool
-    relax: bool
-    criterion: Criterion = "conditional"
-    sweeps: int = 4
-    places: int = 1
-    iterations: int = 15
+    sbl: bool  # whether peaks of a sparse Bayesian power map are a second start beside OMP
+    relax: bool  # whether RELAX sweeps improve each start before the last refinement
+    criterion: Criterion = "conditional"  # of search, sweeps and refinement; starts compare unconditionally
+    sweeps: int = 4  # of RELAX, at most
+    places: int = 1  # of each source, that RELAX compares
+    iterations: int = 15  # of the SBL fixed point
 
 
 STRATEGIES = {
@@ -118,11 +89,7 @@ STRATEGIES = {
 
 
 class ClassicalEstimator:
-    """One of the methods above.
-
-    Args:
-        spec: method, search volume and so on.
-    """
+    """One of the methods above, with its search volume and settings."""
 
     def __init__(self, spec: LocateSpec) -> None:
         self.spec = spec
@@ -155,11 +122,7 @@ class ClassicalEstimator:
 
 
 def counts_of(recording: Recording, n_sources: NSources, volume: Volume) -> Int64[Tensor, "S"] | None:
-    """The number of sources of each scene, checked against what the data can identify; ``None`` for ``auto``.
-
-    Raises:
-        InputError: see :func:`~rismusic.estimation.noise.check_fit`.
-    """
+    """The number of sources of each scene, as :func:`check_fit` accepts it; ``None`` for ``auto``."""
     if isinstance(n_sources, str):
         return None
     if isinstance(n_sources, int):
@@ -169,14 +132,7 @@ def counts_of(recording: Recording, n_sources: NSources, volume: Volume) -> Int6
 
 
 def fit_known(recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec) -> Fit:
-    """Fit a given number of sources to each scene.
-
-    Args:
-        recording: S scenes.
-        count: K of each scene, from :func:`counts_of`.
-        grid: the search grid.
-        spec: method, criterion, polish.
-    """
+    """Fit a given number of sources to each scene."""
     if int(count.max()) == 0:
         return fit_nothing(recording)
     if spec.method in STRATEGIES:
@@ -209,12 +165,6 @@ def with_fewer_sources(
 
     The search with fewer sources may have ended at another maximum of the likelihood, which one more source
     made up for.
-
-    Args:
-        recording: S scenes, whose numbers of sources have a uniform prior.
-        selected: the most probable numbers and their fits.
-        volume: the search volume.
-        criterion: of the fits.
     """
     fit, log_posterior = selected.fit, selected.log_posterior.clone()
     left = (fit.sources.active.sum(-1) > 1).nonzero()[:, 0]
@@ -242,15 +192,6 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     The sources are searched in turn, each with its own pilots, in what the others leave of the data, and all
     are fitted together after each turn. Two rounds are made from each source as the first one, and the
     likeliest result is kept: the source that is searched first may be lost in the field of the others.
-
-    Args:
-        recording: S stacked scenes with known symbols.
-        n_sources: the number of pilots, or ``auto``, which is the same.
-        grid: the search grid.
-        spec: criterion.
-
-    Raises:
-        InputError: another number of sources.
     """
     pilots = recording.link.pilots
     assert pilots is not None
@@ -259,9 +200,8 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     if given is not None and bool((given != K).any()):
         raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {n_sources}")
     check_fit(recording, torch.full((S,), K, device=recording.snapshots.device), grid.volume)
-    dictionary = _dictionary(recording, grid)
     fits = []
-    for block in _search_blocks(recording, dictionary):
+    for block, dictionary in _search_blocks(recording, grid):
         part = recording[block]
         scenes = torch.arange(len(part), device=part.snapshots.device)
         searches = [GridSearch(dictionary, part, part.link.for_pilots(k)) for k in range(K)]
@@ -277,16 +217,12 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
                 active[:, k] = True
                 fit = refine(part, positions, active, grid.volume, criterion="conditional", options=ROUGH)
                 positions = fit.positions
-            if best is None:
-                best = fit
-            else:
-                likelier = (fit.value < best.value).nonzero()[:, 0]
-                best = best.with_others(likelier, fit[likelier])
+            best = fit if best is None else choose(fit.value < best.value, best, fit)
         assert best is not None  # there is a pilot
         positions = best.positions
         end = refine(part, positions, active, grid.volume, criterion=spec.criterion)
         fits.append(complete_fit(part, end.positions, active, end.converged, grid.volume))
-    return join(fits)
+    return concatenate(fits)
 
 
 def fit_nothing(recording: Recording) -> Fit:
@@ -298,14 +234,7 @@ def fit_nothing(recording: Recording) -> Fit:
 
 
 def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: LocateSpec) -> Estimate:
-    """Refine an estimate from whitened snapshots jointly with the responses of the panel's elements.
-
-    Args:
-        estimate: from ``recording``, whitened.
-        recording: as recorded.
-        volume: the search volume.
-        spec: the settings, with a positive ``panel_error``.
-    """
+    """Refine an estimate from whitened snapshots jointly with the responses of the panel's elements."""
     sources, noise = estimate.sources, noise_of(recording).double()
     covariance, converged = estimate.covariance, torch.ones_like(noise, dtype=torch.bool)
     if spec.polish and sources.azimuth.shape[1]:
@@ -328,11 +257,7 @@ def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: L
 
 
 def spectrum_method(name: str) -> SpectrumMethod:
-    """The registered spectrum of that name.
-
-    Raises:
-        InputError: no spectrum has this name.
-    """
+    """The registered spectrum of that name."""
     return SpectrumMethod.of(SPECTRA.get(name))
 
 
@@ -365,30 +290,18 @@ def strategy_of(spec: LocateSpec) -> Strategy:
 def fit_from_search(
     recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, strategy: Strategy
 ) -> Fit:
-    """Fit a given number of sources to each scene, from starts that a search of the grid finds.
-
-    Args:
-        recording: S scenes.
-        count: K of each scene, from :func:`counts_of`.
-        grid: the search grid, of the recording's panel.
-        strategy: which starts.
-
-    Raises:
-        InputError: the grid is of another panel.
-    """
-    dictionary = _dictionary(recording, grid)
+    """Fit a given number of sources to each scene, from starts that a search of the grid finds."""
     fits = []
-    for block in _search_blocks(recording, dictionary):
+    for block, dictionary in _search_blocks(recording, grid):
         starts = Starts.prepare(GridSearch(dictionary, recording[block]), count[block], strategy)
         fits.append(starts.fit(count[block], strategy))
-    return join(fits)
+    return concatenate(fits)
 
 
 def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy: Strategy) -> SelectedOrder:
     """The most probable number of sources of each scene, up to ``most``."""
-    dictionary = _dictionary(recording, grid)
     selected = []
-    for block in _search_blocks(recording, dictionary):
+    for block, dictionary in _search_blocks(recording, grid):
         part = recording[block]
         scenes = torch.arange(len(part), device=part.snapshots.device)
         starts = Starts.prepare(GridSearch(dictionary, part), torch.full_like(scenes, most), strategy)
@@ -402,26 +315,16 @@ def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy:
             return one, log_evidence(data, one, grid.volume)
 
         selected.append(select_model_order(scenes, fit, most))
-    return SelectedOrder(
-        join([one.fit for one in selected]), torch.cat([one.log_posterior for one in selected])
-    )
+    return concatenate(selected)
 
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """Starts of the fits of S scenes, for any number of sources up to a largest one.
-
-    Args:
-        search: search of the grid for these scenes.
-        path: [S, K_max, K_max, 3] azimuth, elevation, 1/range of OMP after each source: row K - 1 holds K of
-            them.
-        peaks: [S, C, 3] the highest peaks of the SBL map, the highest first; none without a map, or where the
-            grid has fewer points than sources.
-    """
+    """Starts of the fits of S scenes, for any number of sources up to a largest one."""
 
     search: GridSearch
-    path: Float[Tensor, "S K K 3"]
-    peaks: Float[Tensor, "S C 3"]
+    path: Float[Tensor, "S K K 3"]  # OMP after each source: row K - 1 holds K of them
+    peaks: Float[Tensor, "S C 3"]  # highest first, of the SBL map; none where there is none
 
     @classmethod
     def prepare(cls, search: GridSearch, count: Int64[Tensor, "S"], strategy: Strategy) -> Starts:
@@ -486,7 +389,6 @@ class Starts:
         positions: Float[Tensor, "S C 3"],
         active: Bool[Tensor, "S C"],
         strategy: Strategy,
-        *,
         pairs: bool = False,
     ) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
@@ -518,18 +420,13 @@ def _step_of(
     return step, torch.arange(most, device=path.device) < count[:, None]
 
 
-def _dictionary(recording: Recording, grid: SearchGrid) -> Dictionary:
+def _search_blocks(recording: Recording, grid: SearchGrid) -> Iterator[tuple[slice, Dictionary]]:
+    """Blocks of scenes. A search keeps the energies of all points, and the snapshots twice in float64."""
     panel = recording.panel
     same = grid.panel.size == panel.size and grid.panel.wavelength == panel.wavelength
     if not (same and grid.panel.same_model(panel)):
-        raise InputError(
-            "grid",
-            f"covers {grid.panel}, but the recording's panel is {panel}",
-        )
-    return Dictionary.of(grid)
-
-
-def _search_blocks(recording: Recording, dictionary: Dictionary) -> list[slice]:
-    """Blocks of scenes. A search keeps the energies of all points, and the snapshots twice in float64."""
-    _, L, M = recording.snapshots.shape
-    return blocks(len(recording), 4 * L * len(dictionary) + 32 * L * M, recording.snapshots.device)
+        raise InputError("grid", f"covers {grid.panel}, but the recording's panel is {panel}")
+    dictionary, (_, L, M) = Dictionary.of(grid), recording.snapshots.shape
+    each = 4 * L * len(dictionary) + 32 * L * M
+    for block in blocks(len(recording), each, recording.snapshots.device):
+        yield block, dictionary

@@ -16,10 +16,11 @@ fails, it compares the numbers of sources again, with departures from the model 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +41,9 @@ from rismusic.estimation.estimate import (
 )
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
-from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
-    THOROUGH,
     Fit,
     nfmle,
     pack,
@@ -70,42 +69,32 @@ from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, 
 from rismusic.estimation.signal_model import free_symbols_p_value, frequency_offset
 from rismusic.io import Recording
 from rismusic.sources import Sources
-from rismusic.spec import LocateSpec, Wave
+from rismusic.spec import LocateSpec
 from rismusic.text import all_of, counted
 
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
 
-# Scenes with a smaller p-value are compared again with departures from the model.
-_SUSPICIOUS = 0.01
-# With a known number of sources, those with a smaller one are tested for hardware impairments.
-_MISFIT = 0.05
-# So are scenes in which fewer sources are less probable by no more than this (nats).
-_MARGIN = 5.0
+_SUSPICIOUS = 0.01  # scenes with a smaller p-value are compared again with departures from the model
+_MISFIT = 0.05  # with a known number of sources, those with a smaller one are tested for hardware impairments
+_MARGIN = 5.0  # so are scenes where fewer sources are less probable by no more than this (nats)
 # A number of sources that is less probable than another one by more than this (nats) takes no part.
 _NEGLIGIBLE_NATS = 40.0
 # Pseudo-counts of scenes with and without a model error, and iterations for their share.
 _PRIOR, _ROUNDS = (0.03, 1.0), 20
-# Log prior (nats) of a signal without any source.
-_NO_SOURCE = -12.0
+_NO_SOURCE = -12.0  # log prior (nats) of a signal without any source
 # A source with a greater log-likelihood ratio (nats) is where it is. Angle from which on elsewhere is.
 _CERTAIN_NATS, _ELSEWHERE_DEG = 20.0, 5.0
-# Searches for other positions that are made at a time.
-_BLOCK_SEARCHES = 64
-# Weaker diffuse noise, common to a recording, is left out.
-_LEAST_DIFFUSE = 0.3
-# Two sources of a smaller probability of being independent are coherent.
-_COHERENT = 1e-4
-# A source whose strongest symbol has a smaller probability sends in one snapshot only.
-_LONE = 1e-6
+_BLOCK_SEARCHES = 64  # searches for other positions that are made at a time
+_LEAST_DIFFUSE = 0.3  # weaker diffuse noise, common to a recording, is left out
+_COHERENT = 1e-4  # two sources of a smaller probability of being independent are coherent
+_LONE = 1e-6  # a source whose strongest symbol has a smaller probability sends in one snapshot only
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave (range) is named.
 _SPREAD_NATS, _MOTION_NATS, _WAVE_NATS = 4.5, 8.0, 10.0
-# Scenes that are compared at a time with other forms of the wave.
-_WAVE_SCENES = 16
+_WAVE_SCENES = 16  # scenes that are compared at a time with other forms of the wave
 # From this one on, a note says that a source may be no point, which one in 200 points has too.
 _SPREAD_NOTE_NATS = 3.0
-# Log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns.
-_MOTION = -8.0
+_MOTION = -8.0  # log prior (nats) of a motion in place of a source, with the prior volume of its two unknowns
 # Elements at most this far apart (wavelengths) have no grating lobes. Correlation of steering vectors from
 # which on a direction counts as one, and how much less likely (nats) it may be.
 _NO_GRATING, _LIKENESS, _AMBIGUOUS_NATS = 0.55, 0.7, 6.0
@@ -115,25 +104,22 @@ _STRONG_MODE = 0.1
 _RESOLUTION = 0.8
 # Correlation of steering vectors at that angle, above which the ranges of two sources do not resolve them.
 _UNRESOLVED = 0.5
-# From this panel error on, a scene is doubtful.
-_LARGE_ERROR = 0.15
-# Levels of the panel error with which scenes are located again.
-_LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)
+_LARGE_ERROR = 0.15  # from this panel error on, a scene is doubtful
+_LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)  # levels of the panel error with which scenes are located again
 # Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
 _OUTSIDE_NATS = 2.0
 # The same from which on a scene is doubtful although they are not taken: three error bars. A scene that
 # speaks against another wave by less is doubtful with the others of its recording.
 _BEYOND_NATS = 4.5
-# Log prior (nats) of sources outside the search volume.
-_OUTSIDE = -5.0
-# Share of the scenes of a recording from which on the others have what these show.
-_NEARLY_ALL = 0.9
-# Angles and oversampling of the search in front of the panel.
-_WIDE_DEG, _COARSE = 85.0, 1.6
+_OUTSIDE = -5.0  # log prior (nats) of sources outside the search volume
+_NEARLY_ALL = 0.9  # share of the scenes of a recording from which on the others have what these show
+_WIDE_DEG, _COARSE = 85.0, 1.6  # angles and oversampling of the search in front of the panel
 
 
 Refit = Callable[[Int64[Tensor, "B"], Int64[Tensor, "B"]], Sources]
 """Fits of some of the scenes with given numbers of sources."""
+Finding = tuple[int, str]
+"""A scene, and a sentence about it."""
 
 
 @torch.inference_mode()
@@ -145,16 +131,7 @@ def diagnosed(
     spec: LocateSpec,
     refit: Refit | None = None,
 ) -> Estimate:
-    """Test the estimate of each scene, and locate the scenes again that depart from the signal model.
-
-    Args:
-        recording: S scenes.
-        estimate: as located.
-        n_sources: the number of sources, or ``auto``.
-        make: makes the estimator from settings.
-        spec: the settings.
-        refit: fits other numbers of sources to the scenes; the estimator does if none.
-    """
+    """Test the estimate of each scene, and locate the scenes again that depart from the signal model."""
     if estimate.spec.allowed_error or not spec.polish or len(recording) == 0:
         return estimate
     as_recorded, recording, estimate = recording, recording.stacked(), estimate.detached()
@@ -177,28 +154,42 @@ def diagnosed(
     return _with_free_symbols(as_recorded, estimate, spec) if as_recorded.has_coherent_symbols else estimate
 
 
+def _noted(estimate: Estimate, found: Iterable[Finding], **changed: Any) -> Estimate:
+    """The estimate with sentences about some scenes, and with other values of its fields."""
+    sentences = [list(one) for one in estimate.warnings]
+    for scene, sentence in found:
+        sentences[scene].append(sentence)
+    return replace(estimate, warnings=sentences, **changed)
+
+
+def _without_panel_error(estimate: Estimate) -> Bool[Tensor, "S"]:
+    """Scenes whose likelihood and residual are those of the panel as described."""
+    if estimate.panel_error is None:
+        return torch.ones_like(estimate.p_value, dtype=torch.bool)
+    return estimate.panel_error == 0
+
+
 def _with_free_symbols(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
     """Add scenes that symbols free in every snapshot explain better than the recorded model of them."""
     if recording.panel.size > MAX_ELEMENTS or recording.frequencies is not None:
         return estimate
     unexplained = free_symbols_p_value(recording, estimate.sources, spec) < SIGNIFICANCE
-    if estimate.panel_error is not None:  # free symbols absorb some of it
-        unexplained &= estimate.panel_error == 0
+    unexplained &= _without_panel_error(estimate)  # free symbols absorb some of it
     offset = torch.zeros_like(estimate.p_value)
     text = f"free symbols explain the data better than {recording.symbols} ones: try --symbols independent"
     if recording.pilots is not None:
         text += ", or check order, conjugation and frequency offset of the pilots"
     elif recording.snapshots.shape[-2] > 1:
         offset = frequency_offset(recording, estimate.sources, spec)
-    sentences = [list(one) for one in estimate.warnings]
+    found = []
     for scene in (unexplained | (offset != 0)).nonzero()[:, 0].tolist():
         omega = float(offset[scene])
         turn = (
             f"the symbols turn by about {math.degrees(omega):.2g} deg from snapshot to snapshot, as with a "
             f"carrier-frequency offset: multiply snapshot l by exp({-omega:.3g}j * l)"
         )
-        sentences[scene].append(Reason(turn if omega else text, "symbols_free"))
-    return replace(estimate, warnings=sentences)
+        found.append((scene, Reason(turn if omega else text, "symbols_free")))
+    return _noted(estimate, found)
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
@@ -209,15 +200,12 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
     probability of a source that is no point is above 1 - :data:`UNCERTAIN`.
     """
     sound = torch.tensor([status == "ok" for status in estimate.status], device=estimate.p_value.device)
-    if estimate.panel_error is not None:
-        sound &= estimate.panel_error == 0
-    some = (sound & (estimate.n_sources > 1)).nonzero()[:, 0]
+    some = (sound & _without_panel_error(estimate) & (estimate.n_sources > 1)).nonzero()[:, 0]
     if len(some) == 0:
         return estimate
     part, here, grid = recording[some], estimate[some], searched_grid(recording, spec)
     fewer = fit_at(part, _strongest(here, here.n_sources - 1), grid.volume)
-    loss = fewer.neg_log_likelihood - here.neg_log_likelihood
-    weak = (loss < _NEGLIGIBLE_NATS).nonzero()[:, 0]
+    weak = (fewer.neg_log_likelihood - here.neg_log_likelihood < _NEGLIGIBLE_NATS).nonzero()[:, 0]
     if len(weak) == 0:
         return estimate
     some, part, here = some[weak], part[weak], here[weak]
@@ -239,17 +227,15 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
     better = log_evidence(part, pair, grid.volume) - evidence > MIN_GAIN_NATS
     gain = log_evidence(part, fewer, grid.volume) + no_point - evidence
     least = -math.log(UNCERTAIN / (1 - UNCERTAIN)) / EVIDENCE_WEIGHT
-    sentences = [list(one) for one in estimate.warnings]
+    found = []
     for row in (~better & (gain > least)).nonzero()[:, 0].tolist():
-        sentences[int(some[row])].append(
-            Reason(
-                f"source {int(here.n_sources[row]) - 1} may not be there: two sources within a beam in place "
-                f"of another one explain the data too (log evidence {float(gain[row]):+.1f} nats)"
-            )
+        text = (
+            f"source {int(here.n_sources[row]) - 1} may not be there: two sources within a beam in place "
+            f"of another one explain the data too (log evidence {float(gain[row]):+.1f} nats)"
         )
-    estimate = replace(estimate, warnings=sentences)
+        found.append((int(some[row]), Reason(text)))
     which = better.nonzero()[:, 0]
-    return _with_fit(recording, estimate, some[which], pair[which], spec)
+    return _with_fit(recording, _noted(estimate, found), some[which], pair[which], spec)
 
 
 def _weighed_twice(
@@ -262,12 +248,12 @@ def _weighed_twice(
     """Weigh model errors, and once more in diffuse noise if most scenes of the recording have it."""
     estimate, error = _weighed(recording, estimate, make, spec, refit)
     share = float((error.gain > 0).double().mean())
-    if share <= 0.5 or recording.channel is None:
-        return estimate
     pooled = error.diffuse[(error.gain > 0) & (estimate.n_sources > 0)]
-    if len(pooled) < 2 or float(pooled.mean()) <= _LEAST_DIFFUSE:
+    if share <= 0.5 or recording.channel is None or len(pooled) < 2:
         return estimate
     common = float(pooled.mean())
+    if common <= _LEAST_DIFFUSE:
+        return estimate
     white = whitened_by(recording, torch.full_like(error.diffuse, common))
     again, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
     # Scenes whose own snapshots speak against it stay as they are.
@@ -275,11 +261,8 @@ def _weighed_twice(
     share = (share * len(recording) + _PRIOR[0]) / (len(recording) + sum(_PRIOR))
     some = _all_but_many(evidence > math.log(1 / share - 1)).nonzero()[:, 0]
     again = again[some]
-    sentences = [
-        [*one, _diffuse_sentence(common, K)]
-        for one, K in zip(again.warnings, again.n_sources.tolist(), strict=True)
-    ]
-    return _put(estimate, some, replace(again, warnings=sentences))
+    found = [(row, _diffuse_sentence(common, K)) for row, K in enumerate(again.n_sources.tolist())]
+    return _put(estimate, some, _noted(again, found))
 
 
 def _all_but_many(shown: Bool[Tensor, "S"]) -> Bool[Tensor, "S"]:
@@ -299,34 +282,26 @@ def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
     if len(misfit):
         error = model_error(recording[misfit], estimate.sources[misfit])
         gain[misfit], size[misfit] = error.gain, error.panel_error
-    probable = _share(torch.zeros_like(gain), gain)[1] > 0.5
-    sentences = [list(one) for one in estimate.warnings]
-    for scene in (probable & (size > 0)).nonzero()[:, 0].tolist():
-        share = float(size[scene])
-        sentences[scene].append(
-            Reason(
-                f"there are more sources, or the panel departs from its description by about "
-                f"{100 * share:.2g} %: try --panel-error {share:.1g}"
-            )
-        )
-    return replace(estimate, warnings=sentences, panel_error=torch.where(probable, size, 0.0))
+    size = torch.where(_share(torch.zeros_like(gain), gain)[1] > 0.5, size, 0.0)
+    text = (
+        "there are more sources, or the panel departs from its description by about {:.2g} %: "
+        "try --panel-error {:.1g}"
+    )
+    found = [
+        (scene, Reason(text.format(100 * float(size[scene]), float(size[scene]))))
+        for scene in size.nonzero()[:, 0].tolist()
+    ]
+    return _noted(estimate, found, panel_error=size)
 
 
 @dataclass(frozen=True, eq=False)
 class _Evidence:
-    """Log evidence (nats) of 0, 1, ... sources in S scenes; minus infinity where a number was not tried.
+    """Log evidence (nats) of 0, 1, ... sources in S scenes; minus infinity where a number was not tried."""
 
-    Args:
-        none: without a model error.
-        error: with the most probable model error.
-        panel_error: epsilon of that error.
-        diffuse: tau of that error.
-    """
-
-    none: Float[Tensor, "S counts"]
-    error: Float[Tensor, "S counts"]
-    panel_error: Float[Tensor, "S counts"]
-    diffuse: Float[Tensor, "S counts"]
+    none: Float[Tensor, "S counts"]  # without a model error
+    error: Float[Tensor, "S counts"]  # with the most probable model error
+    panel_error: Float[Tensor, "S counts"]  # epsilon of that error
+    diffuse: Float[Tensor, "S counts"]  # tau of that error
 
     @classmethod
     def empty(cls, scenes: int, most: int, device: torch.device) -> _Evidence:
@@ -391,11 +366,6 @@ def _coherence_p_value(
     The delay of a path turns its symbols from subcarrier to subcarrier, so that those of each one are
     compared, and their p-values combined (Fisher).
 
-    Args:
-        at: sufficient statistics at the sources of S scenes.
-        estimate: of these scenes.
-        subcarriers: F, whose snapshots come one after the other.
-
     Returns:
         p_ij; 1 on the diagonal and without a source.
     """
@@ -432,8 +402,7 @@ def _weighed(
 ) -> tuple[Estimate, ModelError]:
     """Weigh numbers of sources and model errors, and locate the scenes again that have an error.
 
-    Returns:
-        The estimate, and the model error, whose gain is positive where there probably is one.
+    The gain of the model error is positive where there probably is one.
     """
     quick = spec.replace(hybrid=spec.hybrid.replace(recheck_p_value=0.0))
     volume, count = Volume.from_spec(spec), estimate.n_sources
@@ -529,49 +498,47 @@ def _located_again(
     level = (error.panel_error[:, None].clamp_min(1e-9).log() - levels.log()).abs().argmin(1)
     level = torch.where((error.panel_error > 0) & (count > 0), level, -1)
     parts, order = [], []
-    for number in level.unique().tolist():
-        for coloured in (False, True):
-            some = ((level == number) & ((error.diffuse > 0) == coloured)).nonzero()[:, 0]
-            if len(some) == 0:
-                continue
-            part = recording[some]
-            if coloured:
-                part = whitened_by(part, error.diffuse[some])
-            # Responses are not fitted on several subcarriers.
-            allowed = 0.0 if number < 0 or part.frequencies is not None else _LEVELS[number]
-            if allowed:
-                part = with_dense_operator(part)
-            located = make(spec.replace(panel_error=allowed))(part, count[some])
-            if part.frequencies is not None:
-                located = _likelier(part, located, strongest.each(itemgetter(some)), spec)
-            parts.append(replace(located, spec=spec))
-            order.append(some)
+    for number, coloured in product(level.unique().tolist(), (False, True)):
+        some = ((level == number) & ((error.diffuse > 0) == coloured)).nonzero()[:, 0]
+        if len(some) == 0:
+            continue
+        part = recording[some]
+        if coloured:
+            part = whitened_by(part, error.diffuse[some])
+        # Responses are not fitted on several subcarriers.
+        allowed = 0.0 if number < 0 or part.frequencies is not None else _LEVELS[number]
+        if allowed:
+            part = with_dense_operator(part)
+        located = make(spec.replace(panel_error=allowed))(part, count[some])
+        if part.frequencies is not None:
+            located = _likelier(part, located, strongest[some], spec)
+        parts.append(replace(located, spec=spec))
+        order.append(some)
     result = join_estimates(parts)[torch.cat(order).argsort()]
-    sentences = [list(one) for one in result.warnings]
+    found: list[Finding] = []
     for scene in range(len(result)):
         if (size := float(error.panel_error[scene])) > 0:
             text = f"the panel departs from its description by about {100 * size:.2g} %"
             if size > _LARGE_ERROR:
                 text += "; so do conjugated data and other wrong conventions, which rismusic check looks for"
                 text = Reason(text, "panel_error")
-            sentences[scene].append(text)
+            found.append((scene, text))
         if (tau := float(error.diffuse[scene])) > 0:
-            sentences[scene].append(_diffuse_sentence(tau, int(count[scene])))
-    return replace(result, warnings=sentences, panel_error=error.panel_error)
+            found.append((scene, _diffuse_sentence(tau, int(count[scene]))))
+    return _noted(result, found, panel_error=error.panel_error)
 
 
 def _diffuse_sentence(diffuse: float, count: int) -> Reason:
-    if count:
-        return Reason(
-            f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
-            "RIS configurations or channel depart from the recorded ones",
-            "noise_through_panel",
-        )
-    return Reason(
-        f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
-        "explain it: check that configurations and snapshots are in the same order",
-        "noise_through_panel",
+    text = (
+        f"noise through the panel is about {diffuse:.2g} times as strong as that of the receiver: "
+        "RIS configurations or channel depart from the recorded ones"
     )
+    if not count:
+        text = (
+            f"a signal {diffuse:.2g} times as strong as the noise comes through the panel, but no sources "
+            "explain it: check that configurations and snapshots are in the same order"
+        )
+    return Reason(text, "noise_through_panel")
 
 
 def _wide(recording: Recording, spec: LocateSpec) -> LocateSpec:
@@ -601,11 +568,7 @@ def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
 def _with_wide_search(
     recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
 ) -> tuple[Estimate, Int64[Tensor, "B"]]:
-    """Take sources outside the search volume where they explain the data better.
-
-    Returns:
-        The estimate, and the scenes whose sources were taken.
-    """
+    """Take sources outside the search volume where they explain the data better, and return these scenes."""
     wide = _wide(recording, spec).replace(method="relax", oversampling=_COARSE)
     other = ClassicalEstimator(wide)(recording, "auto")
     gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
@@ -613,19 +576,15 @@ def _with_wide_search(
     if len(take) == 0:
         return estimate, take
     taken = other[take]
-    outside = _outside(taken.sources, Volume.from_spec(spec))
-    sentences = [
-        [
-            *one,
-            Reason(
-                f"{_named(which.nonzero()[:, 0].tolist())} outside the search volume"
-                if which.any()
-                else f"a search in front of the whole panel explains the data better than {spec.method}"
-            ),
-        ]
-        for one, which in zip(taken.warnings, outside, strict=True)
-    ]
-    return _put(estimate, take, replace(taken, spec=spec, warnings=sentences)), take
+    found = []
+    for row, which in enumerate(_outside(taken.sources, Volume.from_spec(spec))):
+        text = f"a search in front of the whole panel explains the data better than {spec.method}"
+        if which.any():
+            first, *more = map(str, which.nonzero()[:, 0].tolist())
+            named = f"sources {all_of([first, *more])} are" if more else f"source {first} is"
+            text = f"{named} outside the search volume"
+        found.append((row, Reason(text)))
+    return _put(estimate, take, _noted(taken, found, spec=spec)), take
 
 
 def _outside(sources: Sources, volume: Volume) -> Bool[Tensor, "S K"]:
@@ -637,75 +596,67 @@ def _outside(sources: Sources, volume: Volume) -> Bool[Tensor, "S K"]:
     return outside & sources.active
 
 
-def _named(sources: list[int]) -> str:
-    """Sources as the beginning of a sentence."""
-    return f"source {sources[0]} is" if len(sources) == 1 else f"sources {all_of(map(str, sources))} are"
-
-
 def _with_reasons(
     recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
 ) -> Estimate:
-    """Add what the final estimate leaves doubtful: coherent sources, and the largest number of sources."""
-    sentences = [list(one) for one in estimate.warnings]
+    """Add what the final estimate leaves doubtful."""
+    found: list[Finding] = []
     positions, active = unpack(estimate.sources, recording)
-    narrowband = recording.frequencies is None
+    narrowband, count_unknown = recording.frequencies is None, isinstance(n_sources, str)
     if positions.shape[1] and recording.symbols == "independent":
         at = sufficient_statistics(recording, positions, active)
         if narrowband:
-            _add_symbols(sentences, at, estimate)
-            _add_rank(sentences, recording, estimate, spec)
+            found += [*_symbols(at, estimate), *_channel_rank(recording, estimate, spec)]
         else:
-            subcarriers = recording.link.subcarriers
-            _add_coherent(sentences, _coherence_p_value(at, estimate, subcarriers) < _COHERENT)
+            found += _coherent(_coherence_p_value(at, estimate, recording.link.subcarriers) < _COHERENT)
     sources, moves = estimate.sources, torch.zeros_like(active)
     if narrowband:
-        sources, moves = _add_motion(sentences, recording, estimate)
-        _add_grating_lobes(sentences, recording, estimate, spec)
+        sources, moves, moving = _motion(recording, estimate)
+        found += [*moving, *_grating_lobes(recording, estimate, spec)]
     if recording.pilots is None:
-        fitted = isinstance(n_sources, str)
-        estimate = _with_extended(sentences, recording, estimate, moves, error_fitted=fitted)
+        estimate, extended = _with_extended(recording, estimate, moves, error_fitted=count_unknown)
+        found += extended
     estimate = replace(estimate, position_probability=_position_probability(recording, estimate, spec))
-    _add_unresolved(sentences, recording, estimate)
-    better = _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
-    for scene, sentence in better:
-        sentences[scene].append(sentence)
-    if isinstance(n_sources, str) and recording.pilots is None:
-        identified = most_sources(recording, Volume.from_spec(spec))
-        most = min(spec.sources_max, identified)
-        scenes = ((estimate.n_sources >= most) & (estimate.n_sources > 0)).nonzero()[:, 0]
-        more = _one_more(recording[scenes], estimate[scenes], spec) if len(scenes) else scenes.bool()
-        for scene, likely in zip(scenes.tolist(), more.tolist(), strict=True):
-            text = f"there may be more than {most} sources: raise --sources-max"
-            limit = f"{most} is the largest number of sources that was tried (--sources-max)"
-            if identified < spec.sources_max:
-                limit = f"these snapshots identify at most {counted(most, 'source')}: more look like noise"
-            sentences[scene].append(Reason(text, "sources_too_many") if likely else limit)
-    _add_beyond(sentences, recording, estimate, spec)
+    found += _unresolved(recording, estimate)
+    found += _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
+    if count_unknown and recording.pilots is None:
+        found += _largest_number(recording, estimate, spec)
+    found += _beyond(recording, _noted(estimate, found), spec)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
-        sentences[scene].append(
-            f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
-        )
+        text = f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
+        found.append((scene, text))
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
-    return replace(estimate, sources=sources, warnings=sentences, panel_error=errors)
+    return _noted(estimate, found, sources=sources, panel_error=errors)
 
 
-def _add_beyond(
-    sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec
-) -> None:
-    """Add scenes without another doubt whose sources at the boundary are likelier beyond it."""
-    sound = torch.tensor([not any(isinstance(word, Reason) for word in one) for one in sentences])
-    if estimate.panel_error is not None:  # the likelihood is that of other data
-        sound &= estimate.panel_error.cpu() == 0
-    some = sound.nonzero()[:, 0].to(estimate.p_value.device)
+def _largest_number(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
+    """Scenes with as many sources as were tried."""
+    identified = most_sources(recording, Volume.from_spec(spec))
+    most = min(spec.sources_max, identified)
+    scenes = ((estimate.n_sources >= most) & (estimate.n_sources > 0)).nonzero()[:, 0]
+    if len(scenes) == 0:
+        return
+    limit = f"{most} is the largest number of sources that was tried (--sources-max)"
+    if identified < spec.sources_max:
+        limit = f"these snapshots identify at most {counted(most, 'source')}: more look like noise"
+    more = Reason(f"there may be more than {most} sources: raise --sources-max", "sources_too_many")
+    for scene, likely in zip(scenes, _one_more(recording[scenes], estimate[scenes], spec), strict=True):
+        yield int(scene), more if likely else limit
+
+
+def _beyond(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
+    """Scenes without another doubt whose sources at the boundary are likelier beyond it."""
+    sound = torch.tensor([not one for one in estimate.reasons], device=estimate.p_value.device)
+    some = (sound & _without_panel_error(estimate)).nonzero()[:, 0]  # otherwise it is that of other data
     if len(some) == 0:
         return
     gain = _gain_outside(recording[some], estimate[some], spec)
     for row in (gain > _BEYOND_NATS).nonzero()[:, 0].tolist():
         text = f"likelier beyond it (by {float(gain[row]):.2g} nats): search a larger one"
-        sentences[int(some[row])].append(Reason(f"sources at the boundary of the search volume are {text}"))
+        yield int(some[row]), Reason(f"sources at the boundary of the search volume are {text}")
 
 
 def _position_probability(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S K"]:
@@ -715,10 +666,8 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
 
     :math:`\ell_k` is what the source raises the log-likelihood by, :math:`\ell'_k` what a source at the best
     grid point more than 5 degrees away would raise it by in its place, and w the weight of the evidence for a
-    number of sources (:data:`~rismusic.estimation.model_order.EVIDENCE_WEIGHT`).
-
-    Returns:
-        p_k; 1 where the panel errs, without a source, and of sources that raise it by much.
+    number of sources (:data:`~rismusic.estimation.model_order.EVIDENCE_WEIGHT`). The probability is 1 where
+    the panel errs, without a source, and of sources that raise it by much.
     """
     positions, active = unpack(estimate.sources, recording)
     probability = torch.ones_like(active, dtype=torch.float64)
@@ -755,8 +704,8 @@ def _position_probability(recording: Recording, estimate: Estimate, spec: Locate
     return probability
 
 
-def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate: Estimate) -> None:
-    """Add sources that send in one snapshot, coherent ones, and those with one symbol, as an offset has."""
+def _symbols(at: SufficientStatistics, estimate: Estimate) -> Iterator[Finding]:
+    """Sources that send in one snapshot, coherent ones, and those with one symbol, as an offset has."""
     s = symbols(at)  # [S, L, K]
     L = s.shape[1]
     energy = s.abs().square()
@@ -769,38 +718,31 @@ def _add_symbols(sentences: list[list[str]], at: SufficientStatistics, estimate:
             members = (lone[scene] & (where[scene] == snapshot)).nonzero()[:, 0].tolist()
             send = "sources {} send" if len(members) > 1 else "source {} sends"
             text = f"{send.format(all_of(map(str, members)))} in snapshot {snapshot} only: interference there"
-            sentences[scene].append(Reason(f"{text} (try --noise impulsive), or sources that take turns"))
+            yield scene, Reason(f"{text} (try --noise impulsive), or sources that take turns")
     coherent = _coherence_p_value(at, estimate) < _COHERENT
-    coherent &= ~(lone[:, :, None] | lone[:, None, :])
-    _add_coherent(sentences, coherent)
-    x = s.sum(1).abs().square() / (L * total)
-    p = (1 - x.clamp(0, 1)).pow(L - 1)
+    yield from _coherent(coherent & ~(lone[:, :, None] | lone[:, None, :]))
+    p = (1 - (s.sum(1).abs().square() / (L * total)).clamp(0, 1)).pow(L - 1)
     for scene, source in (at.active & (p < _COHERENT)).nonzero().tolist():
-        sentences[scene].append(
-            Reason(
-                f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
-                "constant) or an offset of the receiver",
-                "symbols_repeated",
-            )
-        )
+        text = f"source {source} sends the same symbol in all snapshots: a constant pilot (try --symbols "
+        yield scene, Reason(f"{text}constant) or an offset of the receiver", "symbols_repeated")
 
 
-def _add_coherent(sentences: list[list[str]], coherent: Bool[Tensor, "S K K"]) -> None:
-    """Add sources that send the same signal, one sentence for each group of them."""
-    for scene in coherent.flatten(1).any(1).nonzero()[:, 0].tolist():
+def _coherent(pairs: Bool[Tensor, "S K K"]) -> Iterator[Finding]:
+    """Sources that send the same signal, one sentence for each group of them."""
+    for scene in pairs.flatten(1).any(1).nonzero()[:, 0].tolist():
         from scipy.sparse.csgraph import connected_components  # takes long to import
 
-        _, label = connected_components(coherent[scene].numpy(force=True), directed=False)
-        for group in np.unique(label[coherent[scene].any(1).numpy(force=True)]):
+        _, label = connected_components(pairs[scene].numpy(force=True), directed=False)
+        for group in np.unique(label[pairs[scene].any(1).numpy(force=True)]):
             first, *others = [str(one) for one in np.flatnonzero(label == group)]
             paths = "sources {} may be reflections" if len(others) > 1 else "source {} may be a reflection"
             text = f"sources {all_of([first, *others])} send the same signal: "
             text += f"{paths.format(all_of(others))} of source {first}"
-            sentences[scene].append(Reason(text, "sources_coherent"))
+            yield scene, Reason(text, "sources_coherent")
 
 
-def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec) -> None:
-    r"""Add scenes whose channel carries too few signals for the sources.
+def _channel_rank(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
+    r"""Scenes whose channel carries too few signals for the sources.
 
     The received signal power is shared by the modes of the channel, the squared singular values of H. K
     sources with any symbols explain whatever K modes carry, wherever they are, so that only the energy of the
@@ -826,130 +768,107 @@ def _add_rank(sentences: list[list[str]], recording: Recording, estimate: Estima
             f"{int(count[scene])} sources with independent symbols need {int(count[scene]) + 1}: other "
             "positions may explain the data as well"
         )
-        sentences[scene].append(Reason(text))
+        yield scene, Reason(text)
 
 
-def _add_grating_lobes(
-    sentences: list[list[str]], recording: Recording, estimate: Estimate, spec: LocateSpec
-) -> None:
-    """Add the grating lobes of each source that explain the data nearly as well as its place."""
-    panel, there = recording.panel, estimate.sources.active
+def _grating_lobes(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
+    """The grating lobes of each source that explain the data nearly as well as its place."""
+    panel, wavelength = recording.panel, recording.wavelength
     apart = torch.cdist(panel.elements, panel.elements)
-    spacing = float((apart + torch.diag_embed(apart.new_full((panel.size,), math.inf))).amin())
-    if spacing <= _NO_GRATING * recording.wavelength or not bool(there.any()):
+    spacing = float((apart + torch.diag_embed(apart.new_full((panel.size,), math.inf))).amin()) / wavelength
+    if spacing <= _NO_GRATING or not bool(estimate.sources.active.any()):
         return
-    extent = max(float(apart.amax()), recording.wavelength)
-    count = 2 * math.ceil(2 * extent / recording.wavelength) + 1
-    across = torch.linspace(-1, 1, count, dtype=torch.float64, device=apart.device)
+    extent = max(float(apart.amax()) / wavelength, 1.0)
+    across = torch.linspace(-1, 1, 2 * math.ceil(2 * extent) + 1, dtype=torch.float64, device=apart.device)
     u_x, u_y = (value.flatten() for value in torch.meshgrid(across, across, indexing="ij"))
     inside = u_x.square() + u_y.square() < 0.99
     u_x, u_y = u_x[inside], u_y[inside]
+    azimuth, elevation, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
     wide = Volume.from_spec(_wide(recording, spec))
     at, active = unpack(estimate.sources, recording)
     own_x, own_y, _ = direction(at[..., 0], at[..., 1])
     for source in range(at.shape[1]):
-        azimuth, elevation, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
-        distance = 1 / at[:, source, 2, None].expand(-1, len(u_x))
-        points = steering(panel, azimuth.expand_as(distance), elevation.expand_as(distance), distance)
         phi, theta, q = at[:, source, :, None].unbind(1)
+        distance = (1 / q).expand(-1, len(u_x))
+        points = steering(panel, azimuth.expand_as(distance), elevation.expand_as(distance), distance)
         own = steering(panel, phi, theta, 1 / q)
         likeness = (own.mH @ points).abs()[:, 0] / (own.norm(dim=1) * points.norm(dim=1))
         lobe = torch.hypot(u_x - own_x[:, source, None], u_y - own_y[:, source, None])
-        best, which = likeness.masked_fill(lobe < recording.wavelength / extent, 0).max(1)
+        best, which = likeness.masked_fill(lobe < 1 / extent, 0).max(1)
         scenes = ((best > _LIKENESS) & active[:, source]).nonzero()[:, 0]
         if len(scenes) == 0:
             continue
         moved = at[scenes].clone()
         moved[:, source, 0], moved[:, source, 1] = azimuth[which[scenes]], elevation[which[scenes]]
-        part = recording[scenes]
-        here = nfmle(part, pack(at[scenes], active[scenes]), wide, criterion=spec.criterion)
-        other = nfmle(part, pack(moved, active[scenes]), wide, criterion=spec.criterion)
+        here, other = (
+            nfmle(recording[scenes], pack(start, active[scenes]), wide, criterion=spec.criterion)
+            for start in (at[scenes], moved)
+        )
         gain = here.neg_log_likelihood - other.neg_log_likelihood
-        for row, scene in enumerate(scenes.tolist()):
-            if float(gain[row]) > -_AMBIGUOUS_NATS:
-                place = (
-                    float(value[row, source]) for value in (other.sources.azimuth, other.sources.elevation)
-                )
-                text = ", ".join(f"{math.degrees(value):.2f}" for value in place)
-                sentences[scene].append(
-                    Reason(
-                        f"source {source} may as well lie in its grating lobe at {text} deg "
-                        f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are "
-                        f"{spacing / recording.wavelength:.2g} wavelengths apart"
-                    )
-                )
+        for row in (gain > -_AMBIGUOUS_NATS).nonzero()[:, 0].tolist():
+            place = (other.sources.azimuth_deg[row, source], other.sources.elevation_deg[row, source])
+            text = (
+                f"source {source} may as well lie in its grating lobe at {place[0]:.2f}, {place[1]:.2f} deg "
+                f"(log-likelihood {float(gain[row]):+.1f} nats): the elements are {spacing:.2g} wavelengths "
+                "apart"
+            )
+            yield int(scenes[row]), Reason(text)
 
 
-def _add_motion(
-    sentences: list[list[str]], recording: Recording, estimate: Estimate
-) -> tuple[Sources, Bool[Tensor, "S K"]]:
-    """Add sources that move.
-
-    Returns:
-        The sources, with one that moves in the middle of its path, and which of them move.
-    """
+def _motion(recording: Recording, estimate: Estimate) -> tuple[Sources, Bool[Tensor, "S K"], list[Finding]]:
+    """The sources, with one that moves in the middle of its path; which of them move; sentences on these."""
     path = motion(recording, estimate.sources)
+    found: list[Finding] = []
     moves = path.gain > _MOTION_NATS
     angle = path.change.norm(dim=-1).rad2deg()
     for scene in moves.any(1).nonzero()[:, 0].tolist():
         which = moves[scene].nonzero()[:, 0].tolist()
         far = f"{float(angle[scene, which].amax()):.2g} deg from the first snapshot to the last"
-        if len(which) == 1:
-            text = f"source {which[0]} moves by about {far}: its position is that in the middle"
-        else:
-            text = (
-                f"sources {', '.join(map(str, which))} move by about {far}: they may be one source that moves"
-            )
-        sentences[scene].append(Reason(text, "sources_moving"))
+        text = f"source {which[0]} moves by about {far}: its position is that in the middle"
+        if len(which) > 1:
+            named = ", ".join(map(str, which))
+            text = f"sources {named} move by about {far}: they may be one source that moves"
+        found.append((scene, Reason(text, "sources_moving")))
     alone = (moves & (moves.sum(1, keepdim=True) == 1))[..., None]
-    offset = torch.where(alone, path.offset, 0).to(estimate.sources.azimuth.dtype)
-    sources = replace(
-        estimate.sources,
-        azimuth=estimate.sources.azimuth + offset[..., 0],
-        elevation=estimate.sources.elevation + offset[..., 1],
-    )
-    return sources, moves
+    shift = torch.where(alone, path.offset, 0).to(estimate.sources.azimuth.dtype)
+    azimuth, elevation = estimate.sources.azimuth + shift[..., 0], estimate.sources.elevation + shift[..., 1]
+    return replace(estimate.sources, azimuth=azimuth, elevation=elevation), moves, found
 
 
 def _with_extended(
-    sentences: list[list[str]],
-    recording: Recording,
-    estimate: Estimate,
-    moves: Bool[Tensor, "S K"],
-    *,
-    error_fitted: bool,
-) -> Estimate:
-    """Add sources that are not one point, and the sizes of all to the error bars of their directions.
+    recording: Recording, estimate: Estimate, moves: Bool[Tensor, "S K"], *, error_fitted: bool
+) -> tuple[Estimate, list[Finding]]:
+    """Find sources that are not one point, and add the sizes of all to the error bars of their directions.
 
     With a log-likelihood ratio g, a source is not one point with probability P = 1 / (1 + exp(4.5 - g)). The
     variance along its extent s grows by P s^2, so that error bars cover the parts of most pairs that are not
     recognised.
     """
     gain, size = spread_gain(recording, estimate.sources)
-    extended, possible = (gain > _SPREAD_NOTE_NATS) & ~moves, (gain > 0) & ~moves
-    if estimate.panel_error is not None:
-        # What a panel error leaves beside each source raises the ratio.
-        possible = possible & (estimate.panel_error == 0)[:, None]
+    extended = (gain > _SPREAD_NOTE_NATS) & ~moves
+    # What a panel error leaves beside each source raises the ratio.
+    possible = (gain > 0) & ~moves & _without_panel_error(estimate)[:, None]
     if recording.has_coherent_symbols:
         # Beside constant symbols a panel error is constant too, and may look the same.
         extended = extended & possible
     if not error_fitted:  # a panel error that is only suspected may be that size
         possible = possible | extended
+    found: list[Finding] = []
     for scene, source in extended.nonzero().tolist():
         within = f"within about {2 * math.degrees(float(size[scene, source].norm())):.1g} deg"
+        text = f"source {source} may be several sources {within}"
         if gain[scene, source] > _SPREAD_NATS:
             text = f"source {source} is not one point: it moves, is extended or consists of several sources"
-            sentences[scene].append(Reason(f"{text} {within}", "sources_extended"))
-        else:
-            sentences[scene].append(f"source {source} may be several sources {within}")
+            text = Reason(f"{text} {within}", "sources_extended")
+        found.append((scene, text))
     several = torch.sigmoid(gain - _SPREAD_NATS).sqrt()
     extent = torch.nn.functional.pad(torch.where(possible[..., None], several[..., None] * size, 0), (0, 1))
     wider = extent[..., :, None] * extent[..., None, :]
-    return replace(estimate, covariance=estimate.covariance + wider.to(estimate.covariance))
+    return replace(estimate, covariance=estimate.covariance + wider.to(estimate.covariance)), found
 
 
-def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: Estimate) -> None:
-    """Add sources closer to each other, in angle and range, than the panel resolves."""
+def _unresolved(recording: Recording, estimate: Estimate) -> Iterator[Finding]:
+    """Sources closer to each other, in angle and range, than the panel resolves."""
     towards = torch.stack(direction(*(value.double() for value in estimate.sources.filled()[:2])), dim=-1)
     gap = torch.linalg.vector_norm(towards[:, :, None] - towards[:, None], dim=-1)
     elements = recording.panel.elements
@@ -960,18 +879,16 @@ def _add_unresolved(sentences: list[list[str]], recording: Recording, estimate: 
     A = estimate.sources.steering(recording.panel)
     alike = (A.mH @ A).abs() > _UNRESOLVED
     near = (gap < resolution) & alike & there[:, :, None] & there[:, None]
-    for scene, first, second in near.nonzero().tolist():
-        if first < second:
-            apart = math.degrees(float(gap[scene, first, second]))
-            sentences[scene].append(
-                Reason(
-                    f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel "
-                    "resolves: one source that moves or departs from the model looks the same"
-                )
-            )
+    for scene, first, second in near.triu(1).nonzero().tolist():
+        apart = math.degrees(float(gap[scene, first, second]))
+        text = (
+            f"sources {first} and {second} are {apart:.1f} deg apart, closer than the panel resolves: one "
+            "source that moves or departs from the model looks the same"
+        )
+        yield scene, Reason(text)
 
 
-def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
+def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[Finding]:
     """A sentence for each scene that other ranges than the one that is held explain better."""
     some = (estimate.n_sources > 0).nonzero()[:, 0]
     if "range" in spec.unknowns or len(some) == 0:
@@ -981,20 +898,16 @@ def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
         nfmle(part, sources, Volume.from_spec(one), criterion=spec.criterion).neg_log_likelihood
         for one in (spec, spec.replace(unknowns=unknowns))
     )
-    return [
-        (
-            int(some[row]),
-            Reason(
-                f"other ranges than the one that is held explain the data better (by "
-                f"{float(held[row] - free[row]):.0f} nats): estimate the range, too (--unknowns "
-                f"{' '.join(unknowns)})"
-            ),
-        )
-        for row in (held - free > _WAVE_NATS).nonzero()[:, 0].tolist()
-    ]
+    text = (
+        "other ranges than the one that is held explain the data better (by {:.0f} nats): estimate the "
+        f"range, too (--unknowns {' '.join(unknowns)})"
+    )
+    gain = held - free
+    better = (gain > _WAVE_NATS).nonzero()[:, 0].tolist()
+    return [(int(some[row]), Reason(text.format(float(gain[row])))) for row in better]
 
 
-def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[tuple[int, Reason]]:
+def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[Finding]:
     """A sentence if another form of the wave explains the recording better, for scenes not against it."""
     some = (estimate.n_sources > 0).nonzero()[:, 0]
     if len(some) == 0:
@@ -1002,38 +915,35 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     # Sources may lie outside the search volume.
     part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
     positions, active = unpack(estimate[some].sources, part)
-
-    def value(wave: Wave, rows: slice, options: FitOptions = THOROUGH) -> Float[Tensor, "B"]:
-        fitted = replace(part[rows], wave=wave)
-        return refine(
-            fitted, positions[rows], active[rows], volume, criterion=spec.criterion, options=options
-        ).value
-
+    fit = partial(refine, volume=volume, criterion=spec.criterion)
     # What the first scenes speak against, the others do not save.
     gains = {wave: 0.0 for wave in WAVES if wave != recording.wave}
     for start in range(0, len(some), _WAVE_SCENES):
         rows = slice(start, start + _WAVE_SCENES)
-        here = value(recording.wave, rows, ROUGH)
+        rough = {
+            wave: fit(replace(part[rows], wave=wave), positions[rows], active[rows], options=ROUGH).value
+            for wave in (recording.wave, *gains)
+        }
         for wave in list(gains):
-            gains[wave] += float((here - value(wave, rows, ROUGH)).sum())
+            gains[wave] += float((rough[recording.wave] - rough[wave]).sum())
             if gains[wave] < -_WAVE_NATS:
                 del gains[wave]
         if not gains:
             return []
-    best, name, each = _WAVE_NATS, None, None
-    for wave, rough in gains.items():
-        # Where a rough fit is worse, an exact one is not better by this much.
-        if rough > 0:
-            gain = value(recording.wave, slice(None)) - value(wave, slice(None))
-            if float(gain.sum()) > best:
-                best, name, each = float(gain.sum()), wave, gain
-    if each is None:
+    # Where a rough fit is worse, an exact one is not better by this much.
+    likely = [wave for wave, gain in gains.items() if gain > 0]
+    if not likely:
+        return []
+    here = fit(part, positions, active).value
+    each = {wave: here - fit(replace(part, wave=wave), positions, active).value for wave in likely}
+    name = max(each, key=lambda wave: float(each[wave].sum()))
+    if (best := float(each[name].sum())) <= _WAVE_NATS:
         return []
     sentence = Reason(
         f"a {name} wave explains the data better than the {recording.wave} one (by {best:.0f} nats): "
         f"try --wave {name}"
     )
-    return [(scene, sentence) for scene in some[_all_but_many(each > -_BEYOND_NATS)].tolist()]
+    return [(scene, sentence) for scene in some[_all_but_many(each[name] > -_BEYOND_NATS)].tolist()]
 
 
 def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:

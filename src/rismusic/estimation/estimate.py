@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rismusic.array import direction, to_db
 from rismusic.crb import POSITION, unconditional_crb
+from rismusic.devices import Batch, concatenate
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import (
-    Fit,
-    complete_fit,
-    same_width,
-    source_covariance_at,
-    unpack,
-)
+from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_covariance_at, unpack
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
-from rismusic.sources import Sources
+from rismusic.sources import Sources, cartesian_covariance
 from rismusic.spec import LocateSpec
 from rismusic.text import counted, csv_text
 from rismusic.version import __version__
@@ -37,20 +33,14 @@ from rismusic.version import __version__
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-# Sources that the repr of an estimate lists.
-_SHOWN = 12
-# Above this SNR rounding hides whether a fit has converged.
-_NOISELESS_DB = 110.0
+_SHOWN = 12  # sources that the repr of an estimate lists
+_NOISELESS_DB = 110.0  # above this SNR rounding hides whether a fit has converged
 
 NSources = int | Tensor | Literal["auto"]
 
 
 def whole_numbers(n_sources: object) -> int | str | Tensor | None:
-    """Numbers of sources as a caller gives them: NumPy numbers become an int, lists and arrays a tensor [S].
-
-    Raises:
-        InputError: they are neither whole numbers nor text.
-    """
+    """Numbers of sources from a caller: NumPy numbers become an int, lists and arrays a tensor [S]."""
     if n_sources is None or isinstance(n_sources, (int, str, Tensor)):
         return n_sources
     array = np.asarray(n_sources)
@@ -93,7 +83,7 @@ class Estimator(Protocol):
 
 @refuse_old_names
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Estimate:
+class Estimate(Batch):
     """Estimated sources of S scenes, the strongest first, with error bars.
 
     Built-in estimators return it; :meth:`from_sources` builds one from positions of any other estimator.
@@ -144,6 +134,7 @@ class Estimate:
     inverse_range_std: Float[Tensor, "S K"] | None = None
     position_probability: Float[Tensor, "S K"] | None = None
     impulses: Int64[Tensor, "S"] | None = None
+    shared: ClassVar[tuple[str, ...]] = ("pose",)
 
     @classmethod
     def from_sources(
@@ -254,14 +245,9 @@ class Estimate:
 
         Infinite where the data do not determine one of the coordinates.
         """
-        phi, theta, r = self.sources.azimuth, self.sources.elevation, self.sources.range
-        zero = torch.zeros_like(phi)
-        by_phi = torch.stack((phi.cos() * theta.cos(), zero, -phi.sin() * theta.cos()), dim=-1)
-        by_theta = torch.stack((-phi.sin() * theta.sin(), theta.cos(), -phi.cos() * theta.sin()), dim=-1)
-        by_range = torch.stack(direction(phi, theta), dim=-1)
-        jacobian = torch.stack((r[..., None] * by_phi, r[..., None] * by_theta, by_range), dim=-1)
+        at = torch.stack((self.sources.azimuth, self.sources.elevation, self.sources.range), dim=-1)
         determined = self.covariance.isfinite().all(-1).all(-1)[..., None, None]
-        known = jacobian @ torch.where(determined, self.covariance, 0) @ jacobian.mT
+        known = cartesian_covariance(at, torch.where(determined, self.covariance, 0)).to(self.covariance)
         return torch.where(determined | self.covariance.isnan(), known, torch.inf)
 
     @property
@@ -307,7 +293,7 @@ class Estimate:
             # P(K >= 1), P(K >= 2), ...
             at_least = probability.double().flip(1).cumsum(1).flip(1)[:, 1:].clamp_max(1)
             width = active.shape[1]
-            exists = torch.nn.functional.pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
+            exists = pad(at_least, (0, max(0, width - at_least.shape[1])))[:, :width]
         if self.position_probability is not None:
             exists = torch.minimum(exists, self.position_probability)
         return torch.where(active, exists, math.nan)
@@ -365,7 +351,7 @@ class Estimate:
             scenes = slice(scenes, scenes + 1)
         numbers = torch.arange(len(self))[scenes.cpu() if isinstance(scenes, Tensor) else scenes].tolist()
         return replace(
-            self._each(lambda value: value[scenes]),
+            super().__getitem__(scenes),
             warnings=[self.warnings[scene] for scene in numbers],
             method=[self.method[scene] for scene in numbers],
         )
@@ -390,30 +376,9 @@ class Estimate:
             )
         return "\n".join(line.rstrip() for line in lines)
 
-    def to(self, device: torch.device | str) -> Estimate:
-        """The same estimate on another device."""
-        return self._each(lambda value: value.to(device))
-
     def detached(self) -> Estimate:
         """A copy without gradients, of tensors that may take part in a computation of gradients."""
-        return self._each(lambda value: value.detach().clone())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Estimate:
-        probability, position = self.n_sources_probability, self.position_probability
-        return replace(
-            self,
-            sources=self.sources.each(change),
-            covariance=change(self.covariance),
-            snr_db=change(self.snr_db),
-            noise_variance=change(self.noise_variance),
-            neg_log_likelihood=change(self.neg_log_likelihood),
-            n_sources_probability=None if probability is None else change(probability),
-            p_value=change(self.p_value),
-            panel_error=None if self.panel_error is None else change(self.panel_error),
-            inverse_range_std=None if self.inverse_range_std is None else change(self.inverse_range_std),
-            position_probability=None if position is None else change(position),
-            impulses=None if self.impulses is None else change(self.impulses),
-        )
+        return self.each(lambda value: value.detach().clone())
 
 
 def _range_text(row: Position) -> str:
@@ -538,87 +503,68 @@ def warnings_of(
 ) -> list[list[str]]:
     """Warnings about sources at the boundary or without an error bar, and fits that did not converge."""
     warnings: list[list[str]] = [[] for _ in range(len(converged))]
+    for scene, sentence in _warnings(found, std, converged, volume, snr_db):
+        warnings[scene].append(sentence)
+    return warnings
+
+
+def _warnings(
+    found: Sources, std: Tensor, converged: Tensor, volume: Volume, snr_db: Tensor
+) -> Iterator[tuple[int, str]]:
     positions = torch.stack((found.azimuth, found.elevation, 1 / found.range), dim=-1)
     at_boundary = volume.at_boundary(positions)
     # The far field is a legal answer where it is searched.
     at_boundary[..., 2] &= ~found.range.isinf()
     held = [low == high for low, high in zip(volume.lower, volume.upper, strict=True)]
+    free = [axis for axis in range(3) if not held[axis]]
     for axis, name in enumerate(POSITION):
         if held[axis]:
             for scene in found.active.any(-1).nonzero()[:, 0].tolist():
                 r = float(found.range[scene, 0])
                 value = "0 deg" if name != "range" else "infinity" if math.isinf(r) else f"{r:g} m"
-                warnings[scene].append(f"the {name} was not estimated but held at {value}")
+                yield scene, f"the {name} was not estimated but held at {value}"
             continue
         for scene, source in at_boundary[..., axis].nonzero().tolist():
-            warnings[scene].append(f"source {source} is at the boundary of the search volume in {name}")
-    free = std[..., [axis for axis in range(3) if not held[axis]]]
-    for scene, source in free.isinf().all(-1).nonzero().tolist():
-        warnings[scene].append(
-            Reason(f"source {source} has no error bar: the data do not distinguish it from another source")
-        )
-    for axis, name in enumerate(POSITION):
-        lost = std[..., axis].isinf() & ~free.isinf().all(-1) & ~found.range.isinf()
-        for scene, source in lost.nonzero().tolist() if not held[axis] else ():
-            warnings[scene].append(
-                f"source {source} has no error bar in {name}, which this array does not determine; the other "
-                f"error bars hold for the {name} given here"
-            )
+            yield scene, f"source {source} is at the boundary of the search volume in {name}"
+    nothing = std[..., free].isinf().all(-1)
+    for scene, source in nothing.nonzero().tolist():
+        text = f"source {source} has no error bar: the data do not distinguish it from another source"
+        yield scene, Reason(text)
+    for axis in free:
+        name, unknown = POSITION[axis], std[..., axis].isinf()
+        for scene, source in (unknown & ~nothing & ~found.range.isinf()).nonzero().tolist():
+            text = f"source {source} has no error bar in {name}, which this array does not determine; the "
+            yield scene, f"{text}other error bars hold for the {name} given here"
         # A guess within the search volume has this error.
         guess = (volume.upper[axis] - volume.lower[axis]) / math.sqrt(12)
-        vague = (std[..., axis] > guess) & ~std[..., axis].isinf()
-        for scene, source in vague.nonzero().tolist() if name != "range" and not held[axis] else ():
-            warnings[scene].append(
-                Reason(
-                    f"source {source}: the {name} is not determined (its error bar exceeds that of a guess "
-                    "within the search volume)"
-                )
-            )
-    uncertain = (std[..., 2] > found.range) & ~std[..., 2].isinf()
-    for scene, source in uncertain.nonzero().tolist():
-        warnings[scene].append(
-            f"source {source}: the range is poorly determined (its error bar exceeds the range)"
-        )
+        vague = (std[..., axis] > (math.inf if name == "range" else guess)) & ~unknown
+        for scene, source in vague.nonzero().tolist():
+            text = f"source {source}: the {name} is not determined (its error bar exceeds that of a guess "
+            yield scene, Reason(f"{text}within the search volume)")
+    for scene, source in ((std[..., 2] > found.range) & ~std[..., 2].isinf()).nonzero().tolist():
+        yield scene, f"source {source}: the range is poorly determined (its error bar exceeds the range)"
     for scene in (~converged).nonzero()[:, 0].tolist():
         exact = bool((snr_db[scene] > _NOISELESS_DB).any())
-        warnings[scene].append(
-            "the data hold no noise but rounding, on which the error bars rest"
-            if exact
-            else Reason("the maximum-likelihood fit did not converge")
-        )
-    return warnings
+        text = "the data hold no noise but rounding, on which the error bars rest"
+        yield scene, text if exact else Reason("the maximum-likelihood fit did not converge")
 
 
 def join_estimates(parts: list[Estimate]) -> Estimate:
     """Blocks of scenes put together, padded to the same K_max."""
-
-    def joined(values: list[Tensor]) -> Tensor:
-        return torch.cat(same_width(*values))
-
-    names = ("azimuth", "elevation", "range", "power")
-    inverse = [one for part in parts if (one := part.inverse_range_std) is not None]
-    position = [one for part in parts if (one := part.position_probability) is not None]
-    # Only scenes that were located again under a model error have one.
-    errors = [torch.zeros_like(part.p_value) if (e := part.panel_error) is None else e for part in parts]
     erring = any(part.panel_error is not None for part in parts)
-    impulses = [one for part in parts if (one := part.impulses) is not None]
-    probabilities = [one for part in parts if (one := part.n_sources_probability) is not None]
-    # Methods and volumes differ in the largest number of sources; a number beyond it has probability 0.
-    most = max((one.shape[1] for one in probabilities), default=0)
-    probabilities = [torch.nn.functional.pad(one, (0, most - one.shape[1])) for one in probabilities]
+    most = max((one.shape[1] for part in parts if (one := part.n_sources_probability) is not None), default=0)
+
+    def alike(part: Estimate) -> Estimate:
+        probability, error = part.n_sources_probability, part.panel_error
+        if probability is not None:
+            # Methods and volumes differ in the largest number of sources.
+            probability = pad(probability, (0, most - probability.shape[1]))
+        if error is None and erring:  # only scenes that were located again under a model error have one
+            error = torch.zeros_like(part.p_value)
+        return replace(part, n_sources_probability=probability, panel_error=error)
+
     return replace(
-        parts[0],
-        sources=Sources(**{name: joined([getattr(part.sources, name) for part in parts]) for name in names}),
-        covariance=joined([part.covariance for part in parts]),
-        snr_db=joined([part.snr_db for part in parts]),
-        noise_variance=torch.cat([part.noise_variance for part in parts]),
-        neg_log_likelihood=torch.cat([part.neg_log_likelihood for part in parts]),
-        n_sources_probability=torch.cat(probabilities) if len(probabilities) == len(parts) else None,
-        p_value=torch.cat([part.p_value for part in parts]),
-        inverse_range_std=joined(inverse) if len(inverse) == len(parts) else None,
-        position_probability=joined(position) if len(position) == len(parts) else None,
-        panel_error=torch.cat(errors) if erring else None,
-        impulses=torch.cat(impulses) if len(impulses) == len(parts) else None,
+        concatenate([alike(part) for part in parts]),
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )

@@ -16,19 +16,15 @@ from torch import Tensor
 
 from rismusic.estimation.kernel_cache import call
 
-# Rows of real vectors are padded to a multiple of this.
-_VECTOR = 8
+_VECTOR = 8  # rows of real vectors are padded to a multiple of this
 
 
 def gram_energy(
     channel: Complex[Tensor, "*H M N"], codes: Complex[Tensor, "*C L N"], rest: Complex[Tensor, "S Q L M"]
 ) -> Float[Tensor, "S Q"]:
-    r""":math:`\sum_{l,l'} |x_l^H x_{l'}|^2` of :math:`x_l = c_l^* \circ (B^H r_l)`.
+    r""":math:`\sum_{l,l'} |x_l^H x_{l'}|^2` of :math:`x_l = c_l^* \circ (B^H r_l)`, for Q draws of r.
 
-    Args:
-        channel: B, of each scene or of all.
-        codes: c_l, of each scene or of all.
-        rest: r_l of Q draws.
+    B and c are those of each scene or of all.
     """
     out = torch.empty(rest.shape[:2])
     parts = [value if value.ndim == 3 else value[None] for value in (channel, codes)]

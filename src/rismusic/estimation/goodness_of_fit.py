@@ -43,7 +43,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering_with_log_derivatives
-from rismusic.devices import block_size
+from rismusic.devices import Batch, block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import compiled_fits, unpack
@@ -56,24 +56,19 @@ SIGNIFICANCE = 1e-3
 
 # Noise draws, the number of the largest ones that the tail is fitted to, and their seed.
 _DRAWS, _TAIL, _SEED = 255, 51, 20261122
-# Draws of a first pass. Scenes with a larger p-value than this need no more.
-_FIRST, _CLEAR = 63, 0.1
-# Smaller residuals, relative to the energy of the data, are rounding errors.
-_NOTHING = 1e-10
-# A log statistic that varies by less than this carries no information.
-_CONSTANT = 1e-4
-# Smaller eigenvalues of H H^H, relative to the largest, are rounding errors.
-_CHANNEL_ROUNDING = 1e-6
+_FIRST, _CLEAR = 63, 0.1  # draws of a first pass. Scenes with a larger p-value than this need no more.
+_NOTHING = 1e-10  # smaller residuals, relative to the energy of the data, are rounding errors
+_CONSTANT = 1e-4  # a log statistic that varies by less than this carries no information
+_CHANNEL_ROUNDING = 1e-6  # smaller eigenvalues of H H^H, relative to the largest, are rounding errors
 
 # The residual of one antenna or snapshot stands out below the first p-value if above the second for the next
 # one. It takes this many to compare with.
 _OUTLIER, _HOMOGENEOUS, _FEWEST_ROWS = 1e-4, 1e-2, 4
-# Smaller squared norms, of columns of unit norm, are rounding errors.
-_ROUNDING = 1e-10
+_ROUNDING = 1e-10  # smaller squared norms, of columns of unit norm, are rounding errors
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
+class Projection(Batch):
     r"""The projection :math:`\Pi` of S scenes.
 
     Args:
@@ -94,14 +89,7 @@ class Projection:
         active: Bool[Tensor, "S K"],
         free: Bool[Tensor, "S K 3"],
     ) -> Projection:
-        """The projection orthogonal to the sources' fields and to their derivatives by the free coordinates.
-
-        Args:
-            recording: S scenes.
-            positions: azimuth (rad), elevation (rad), inverse range (1/m), float64; finite throughout.
-            active: which entries hold a source.
-            free: which coordinates are free.
-        """
+        """What the sources explain, with the coordinates that are free."""
         azimuth, elevation, q = positions.unbind(-1)
         A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
         D = slopes * A[..., None]
@@ -113,7 +101,7 @@ class Projection:
         )
         fields = orthonormal(fields)
         s = symbols(sufficient_statistics(recording, positions, active)).repeat_interleave(3, dim=-1)
-        t = (_project_out(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
+        t = (outside(fields, changes) * s[..., None, :]).flatten(1, 2)  # [S, LM, 3K]
         return cls(fields, orthonormal(torch.cat((t.real, t.imag), dim=1)))
 
     def freedom(self, snapshots: int) -> Float[Tensor, "S"]:
@@ -121,9 +109,6 @@ class Projection:
         taken = (self.fields != 0).any(-2).sum(-1).expand(-1, snapshots).sum(-1)
         tangents = (self.tangents != 0).any(-2).sum(-1)
         return (2 * (snapshots * self.fields.shape[-2] - taken) - tangents).to(self.tangents.dtype)
-
-    def __getitem__(self, scenes: slice | Tensor) -> Projection:
-        return Projection(self.fields[scenes], self.tangents[scenes])
 
     def single(self) -> Projection:
         """The same in single precision."""
@@ -140,7 +125,10 @@ class Projection:
         return torch.complex(real, imaginary).reshape(data.shape)
 
 
-def _project_out(basis: Tensor, columns: Tensor) -> Tensor:
+def outside(
+    basis: Complex[Tensor, "*S M K"], columns: Complex[Tensor, "*S M J"]
+) -> Complex[Tensor, "*S M J"]:
+    """What an orthonormal basis leaves of some columns."""
     return columns - basis @ (basis.mH @ columns)
 
 
@@ -157,13 +145,11 @@ def orthonormal(columns: Tensor) -> Tensor:
 class GoodnessOfFit:
     """How well the sources of each scene explain its data.
 
-    Args:
-        p_value: [S] probability of a residual with at least this energy (noise variance known) or at least
-            this far from white (unknown), if the sources explain the data. NaN where there is nothing to
-            compare, as for a single snapshot of a directly sampled panel.
-        excess: [S] energy of the residual over its expectation, about 1 for a good fit; NaN where the noise
-            variance is unknown.
-        causes: what the residual of each scene points to; empty where nothing stands out.
+    The p-value is the probability of a residual with at least this energy (noise variance known) or at least
+    this far from white (unknown), if the sources explain the data; NaN where there is nothing to compare, as
+    for a single snapshot of a directly sampled panel. The excess is the energy of the residual over its
+    expectation, NaN where the noise variance is unknown. The causes are what the residual points to, empty
+    where nothing stands out.
     """
 
     p_value: Float[Tensor, "S"]
@@ -188,12 +174,9 @@ class GoodnessOfFit:
 
 
 def goodness_of_fit(recording: Recording, sources: Sources, volume: Volume | None = None) -> GoodnessOfFit:
-    """Test how well some sources explain the snapshots.
+    """Test how well sources near maximum likelihood (K < M) explain the snapshots.
 
-    Args:
-        recording: S scenes, with their noise variance or without.
-        sources: positions [S, K] near maximum likelihood; NaN where there is no source. K < M.
-        volume: the search volume. Without one, all coordinates count as free.
+    Without a volume, all coordinates count as free.
     """
     given, recording = recording, recording.stacked()
     as_received = recording is given and not given.is_stacked
@@ -258,12 +241,7 @@ def _outlier(recording: Recording, off: Projection) -> str:
 
 
 def sphericity(link: Link, rest: Complex[Tensor, "S Q L M"]) -> Float[Tensor, "S 2 Q"]:
-    """Logarithm of John's statistic T at the receiver and on the panel.
-
-    Args:
-        link: of the S scenes.
-        rest: Q residuals of each scene.
-    """
+    """Logarithm of John's statistic T at the receiver and on the panel."""
     if link.coherent:
         rest, link = link.separate(rest)
     energy = torch.view_as_real(rest).square().sum((-3, -2, -1)).log()
@@ -295,15 +273,7 @@ def _is_compiled(rest: Complex[Tensor, "S Q L M"], back: Complex[Tensor, "*S M N
 def null_sphericity(
     link: Link, off: Projection, snapshots: int, outputs: int, draws: int = _DRAWS
 ) -> Float[Tensor, "S 2 Q"]:
-    """:func:`sphericity` of the residual of noise alone; the same seeded noise for every scene.
-
-    Args:
-        link: of the S scenes.
-        off: what is projected off.
-        snapshots: L.
-        outputs: M.
-        draws: Q.
-    """
+    """:func:`sphericity` of the residual of noise alone; the same seeded noise for every scene."""
     generator = torch.Generator().manual_seed(_SEED)
     noise = torch.randn(draws, snapshots, outputs, dtype=torch.complex64, generator=generator)
     noise, off = noise.to(off.fields.device), off.single()

@@ -25,10 +25,8 @@ from rismusic.text import short_repr
 OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
 
-# Least distance of |(u_x, u_y)| from 1, so that every direction is in front of the panel.
-_GRAZING = 1e-6
-# Points per axis over which the depth of focus is averaged.
-_PROBES = 7
+_GRAZING = 1e-6  # least distance of |(u_x, u_y)| from 1, so that every direction is in front of the panel
+_PROBES = 7  # points per axis over which the depth of focus is averaged
 # A coordinate this close to a limit of the volume, relative to the width of the volume, is at its boundary.
 _BOUNDARY_MARGIN = 1e-6
 
@@ -56,8 +54,6 @@ def from_cosines(
     return torch.atan2(u_x, u_z), torch.asin(u_y), 1 / q
 
 
-_ANGLES = ("azimuth_max", "elevation_max")
-
 MOST_POINTS = 2**24
 """Largest number of points of a search grid."""
 
@@ -84,18 +80,18 @@ class Volume:
     range_max: float
 
     def __post_init__(self) -> None:
-        hints = {name: " (degrees?)" if getattr(self, name) > math.pi else "" for name in _ANGLES}
-        if not 0 <= self.azimuth_max <= math.pi:
-            raise InputError(
-                "volume.azimuth_max",
-                f"must be 0 to pi radians; got {self.azimuth_max:g}{hints['azimuth_max']}",
-            )
-        if not 0 <= self.elevation_max < math.pi / 2:
-            raise InputError(
-                "volume.elevation_max",
-                "must be 0 or larger and below pi/2 radians; got "
-                f"{self.elevation_max:g}{hints['elevation_max']}",
-            )
+        for name, value, valid, allowed in (
+            ("azimuth_max", self.azimuth_max, self.azimuth_max <= math.pi, "0 to pi"),
+            (
+                "elevation_max",
+                self.elevation_max,
+                self.elevation_max < math.pi / 2,
+                "0 or larger and below pi/2",
+            ),
+        ):
+            if not (value >= 0 and valid):
+                hint = " (degrees?)" if value > math.pi else ""
+                raise InputError(f"volume.{name}", f"must be {allowed} radians; got {value:g}{hint}")
         if not (self.range_min > 0 and math.isfinite(1 / self.range_min)):
             raise InputError(
                 "volume.range_min", f"must be positive, with a finite inverse; got {self.range_min:g} m"
@@ -265,9 +261,10 @@ class SearchGrid:
                 "panel", f"must be one panel, with elements [N, 3]; got shape {list(panel.elements.shape)}"
             )
         metric = [*(panel.wavenumber**2 * panel.elements[:, :2].double().var(0, unbiased=False)).tolist()]
-        metric.append(_mean_focus(panel, volume))
-        if volume.azimuth_max >= math.pi / 2:
-            metric[:2] = _angular_metric(panel, volume)
+        elevation, probed = _metric(panel, volume)
+        metric.append(float(probed[:, 2].mean()))
+        if volume.azimuth_max >= math.pi / 2:  # the largest values for azimuth and sin(elevation)
+            metric[:2] = [float(probed[:, 0].max()), float((probed[:, 1] / elevation.cos().square()).max())]
         _, _, nearest = volume.upper
         _, _, farthest = volume.lower
         u_x, u_y = math.sin(volume.azimuth_max), math.sin(volume.elevation_max)
@@ -395,17 +392,6 @@ def _cached_grid(
     return SearchGrid.cover(panel, volume, oversampling).to(device)
 
 
-def _mean_focus(panel: Panel, volume: Volume) -> float:
-    """Mean over the volume of g_qq (m^2): variance over the elements of the phase's derivative by 1/r."""
-    return float(_metric(panel, volume)[1][:, 2].mean())
-
-
-def _angular_metric(panel: Panel, volume: Volume) -> list[float]:
-    """Largest values in the volume of the metric for azimuth and sin(elevation)."""
-    elevation, metric = _metric(panel, volume)
-    return [float(metric[:, 0].max()), float((metric[:, 1] / elevation.cos().square()).max())]
-
-
 def _metric(panel: Panel, volume: Volume) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 3"]]:
     """Elevations of some points of the volume, and the metric for azimuth, elevation and 1/r there."""
     fraction = (torch.arange(_PROBES, dtype=torch.float64, device=panel.elements.device) + 0.5) / _PROBES
@@ -417,23 +403,14 @@ def _metric(panel: Panel, volume: Volume) -> tuple[Float[Tensor, "B"], Float[Ten
 
 @dataclass(frozen=True, eq=False)
 class Peaks:
-    """K peaks of each scene, the highest first.
+    """K peaks of each scene, the highest first."""
 
-    Args:
-        azimuth: [..., K] radians.
-        elevation: [..., K] radians.
-        range: [..., K] metres.
-        height: [..., K] the value on the grid.
-        index: [..., K] the flat index on the grid.
-        genuine: [..., K] whether it is a peak; the others fill the entries that peaks have left.
-    """
-
-    azimuth: Float[Tensor, "*batch K"]
-    elevation: Float[Tensor, "*batch K"]
-    range: Float[Tensor, "*batch K"]
-    height: Float[Tensor, "*batch K"]
-    index: Int64[Tensor, "*batch K"]
-    genuine: Bool[Tensor, "*batch K"]
+    azimuth: Float[Tensor, "*batch K"]  # radians
+    elevation: Float[Tensor, "*batch K"]  # radians
+    range: Float[Tensor, "*batch K"]  # metres
+    height: Float[Tensor, "*batch K"]  # the value on the grid
+    index: Int64[Tensor, "*batch K"]  # the flat index on the grid
+    genuine: Bool[Tensor, "*batch K"]  # whether it is a peak, or fills an entry that peaks have left
 
 
 def find_peaks(
@@ -443,20 +420,13 @@ def find_peaks(
 
     A point is a peak where no point of the box around it is higher; of neighbours of which this holds the
     first counts. Sources within a step or two of each other share one peak:
-    :func:`~rismusic.estimation.spectra.rap_music` tells them apart, at K times the cost.
+    :func:`~rismusic.estimation.spectra.rap_music` tells them apart, at K times the cost. The spectrum's f
+    refines better than its value.
 
     Where a scene has fewer peaks than asked for, points away from all of its peaks and from each other fill
-    the rest, the highest first, then any others; they are not ``genuine``.
-
-    Args:
-        values: [..., P] larger where there is a source; the spectrum's f refines better than its value.
-        grid: where the values belong. Points that are not ``inside`` are never taken.
-        count: K, at most the number of points inside.
-        separation: least distance of two peaks in beam widths (widths of focus in 1/r), in at least one of
-            the three coordinates. It cannot be less than one step.
-
-    Returns:
-        Positions in the precision of ``values``, inside the volume.
+    the rest, the highest first, then any others; they are not ``genuine``. Points outside the volume are
+    never taken. Two peaks are at least ``separation`` beam widths (widths of focus in 1/r), and one step,
+    apart in one of the three coordinates.
 
     Raises:
         InputError: values that do not fit the grid or are not finite, a K that no grid can give, a negative

@@ -51,16 +51,9 @@ _SAME = 0.1
 def locate_with_impulses(
     estimator: Estimator, recording: Recording, n_sources: NSources, spec: LocateSpec
 ) -> Estimate:
-    """Locate the sources of scenes with impulsive noise.
+    """Locate the sources of scenes with impulsive noise by an estimator of weighted recordings.
 
-    Args:
-        estimator: locates the sources of a weighted recording.
-        recording: S scenes. Their noise variance is estimated, since a recorded one may include impulses.
-        n_sources: as for the estimator.
-        spec: the settings.
-
-    Raises:
-        InputError: the settings ask for a calibration of the panel.
+    A recorded noise variance may include impulses, and is estimated instead.
     """
     check_no_calibration(spec)
     plain = replace(recording, noise_variance=None)
@@ -88,36 +81,21 @@ def locate_with_impulses(
 
 
 def check_no_calibration(spec: LocateSpec) -> None:
-    """Check that the settings do not ask for a calibration of the panel, which takes no weights.
-
-    Raises:
-        InputError: they do.
-    """
+    """Check that the settings do not ask for a calibration of the panel, which takes no weights."""
     if spec.allowed_error:
         raise InputError("panel_error", f"must be 0 with impulsive noise; got {spec.allowed_error:g}")
 
 
 @dataclass(frozen=True, eq=False)
 class SampleWeights:
-    """Weights of the samples of S scenes.
+    """Weights of the samples of S scenes."""
 
-    Args:
-        weights: of the shape of the snapshots, above 0 and at most 1.
-        count: [S] how many samples are more probably an impulse than not.
-    """
-
-    weights: Float[Tensor, "S ... L M"]
-    count: Int64[Tensor, "S"]
+    weights: Float[Tensor, "S ... L M"]  # above 0 and at most 1
+    count: Int64[Tensor, "S"]  # how many samples are more probably an impulse than not
 
 
 def weigh_samples(recording: Recording, sources: Sources) -> SampleWeights:
-    """Weights of all samples, given the sources of each scene.
-
-    Args:
-        recording: S scenes; weights in it are not used.
-        sources: positions and powers [S, K], NaN where there is no source. Without powers the symbols have
-            no prior.
-    """
+    """Weights of all samples, given the sources of each scene. Without powers the symbols have no prior."""
     shape = recording.snapshots.shape
     ones = torch.ones(shape, dtype=torch.float64, device=recording.snapshots.device)
     made = replace(recording, sample_weights=ones).stacked()

@@ -30,10 +30,8 @@ from filelock import FileLock
 from rismusic.files import writable_by_others
 
 _LOG = logging.getLogger("rismusic.locate")
-# Other processes that compile the same function are waited for so long, in seconds.
-_PATIENCE_S = 120
-# Compiling that takes longer than this, in seconds, is announced.
-_ANNOUNCED_S = 3.0
+_PATIENCE_S = 120  # other processes that compile the same function are waited for so long, in seconds
+_ANNOUNCED_S = 3.0  # compiling that takes longer than this, in seconds, is announced
 # Fewer problems than this are not shared among threads; the others in this many parts for each thread, since
 # they take different times.
 _LEAST_PARTED, _PARTS = 4, 4
@@ -56,10 +54,8 @@ def compiled(function: _Function) -> _Function:
 def call(function: Callable[..., None], count: int, arguments: tuple[object, ...]) -> None:
     """Compile a function, or load it, and call it for ``count`` problems in threads.
 
-    Args:
-        function: called as ``function(first, last, *arguments)`` for the problems ``first`` to ``last`` - 1.
-        count: number of problems.
-        arguments: arrays that Numba knows, numbers, and tuples of these.
+    It is called as ``function(first, last, *arguments)`` for the problems ``first`` to ``last`` - 1.
+    Arguments are arrays that Numba knows, numbers, and tuples of these.
     """
     ready = _entry(function).for_arguments((0, count, *arguments))
     threads = torch.get_num_threads()
@@ -82,12 +78,7 @@ def _entry(function: Callable[..., None]) -> CompiledFunction:
 
 
 class CompiledFunction:
-    """A function that is compiled for the types of its arguments, or loaded if that was done before.
-
-    Args:
-        function: a function that Numba can compile.
-        settings: settings of ``numba.njit``.
-    """
+    """A function that is compiled for the types of its arguments, or loaded if that was done before."""
 
     def __init__(self, function: Callable[..., None], settings: dict[str, Any]) -> None:
         self._function, self._settings = function, settings
@@ -178,9 +169,6 @@ def _alone(folder: Path) -> Iterator[None]:
 
     Numba numbers its files by an index that two processes may read at the same time. And what one of them
     compiles, the others need not.
-
-    Raises:
-        OSError: the lock cannot be had.
     """
     # A lock of the operating system leaves its file behind. One without the system would take it for held.
     with FileLock(folder / f"rismusic.{FileLock.__name__}", timeout=_PATIENCE_S):
@@ -194,10 +182,6 @@ def untrusted(folder: Path, source: Path) -> Path | None:
 
     Beside the source, the cache may be as open as the folder of the source: who can write there can change
     the source as well.
-
-    Args:
-        folder: folder of the cache.
-        source: file whose functions are in it.
     """
     if os.name != "posix":
         return None

@@ -31,26 +31,24 @@ Optimization*, chapters 6 and 10.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.devices import Batch, choose
+
 # Value, gradient and a positive semidefinite curvature of some of the problems.
 Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U"]]
-# The same at the given points.
-Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]
+Evaluate = Callable[[Int64[Tensor, "B"], Float[Tensor, "B U"]], Evaluated]  # the same at the given points
 
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e9
-# A smaller damping does not change a step.
-_NO_DAMPING = 1e-4
+_NO_DAMPING = 1e-4  # a smaller damping does not change a step
 # Steps whose change of the gradient is remembered, and the least curvature along one, relative to B.
 _MEMORY, _LEAST_CURVATURE = 2, 0.05
-# From this tolerance on a fit is a rough one, without updates and with every step evaluated.
-_ROUGH = 0.1
-# Relative to a unit diagonal, so that a singular curvature has an inverse.
-_RIDGE = 1e-12
+_ROUGH = 0.1  # from this tolerance on a fit is a rough one, without updates and with every step evaluated
+_RIDGE = 1e-12  # relative to a unit diagonal, so that a singular curvature has an inverse
 # Values are rounded to about this relative error, since fields are computed in single precision.
 _ROUNDING = 1e-6
 # Up to this many tolerances the decrement, which rounding hardly touches, decides whether a step is good.
@@ -59,37 +57,24 @@ _NEAR = 20.0
 
 @dataclass(frozen=True)
 class FitOptions:
-    """When a fit stops, and where its powers start.
+    """When a fit stops, and where its powers start."""
 
-    Args:
-        steps: maximum number of evaluations of the likelihood after the first.
-        tolerance: largest Newton decrement at convergence, in units of the error bars.
-        powers_first: whether powers and noise variance are fitted before the positions move. Near the
-            solution, least squares is good enough for them to start from.
-    """
-
-    steps: int = 60
-    tolerance: float = 5e-3
-    powers_first: bool = True
+    steps: int = 60  # maximum number of evaluations of the likelihood after the first
+    tolerance: float = 5e-3  # largest Newton decrement at convergence, in units of the error bars
+    powers_first: bool = True  # fit powers and noise first, not needed near the solution
 
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """Result of :func:`levenberg_marquardt`.
-
-    Args:
-        point: [S, U].
-        value: [S], within rounding and the square of the tolerance.
-        converged: [S] whether the Newton decrement fell to the tolerance.
-    """
+    """Result of :func:`levenberg_marquardt`."""
 
     point: Float[Tensor, "S U"]
-    value: Float[Tensor, "S"]
-    converged: Bool[Tensor, "S"]
+    value: Float[Tensor, "S"]  # within rounding and the square of the tolerance
+    converged: Bool[Tensor, "S"]  # whether the Newton decrement fell to the tolerance
 
 
 @dataclass(frozen=True, eq=False)
-class _Iterate:
+class _Iterate(Batch):
     """B problems at their current points, with the scaled system that their next steps solve."""
 
     x: Tensor
@@ -134,15 +119,6 @@ class _Iterate:
             return self.newton
         return _solve(self.curvature, self.gradient, self.free, self.scale, damping)[0]
 
-    def __getitem__(self, keep: Tensor) -> _Iterate:
-        return _Iterate(*(getattr(self, field.name)[keep] for field in fields(self)))
-
-    def replaced(self, where: Tensor, other: _Iterate) -> _Iterate:
-        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return _Iterate(
-            *(torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old) for old, new in pairs)
-        )
-
 
 def levenberg_marquardt(
     evaluate: Evaluate,
@@ -159,8 +135,8 @@ def levenberg_marquardt(
     Args:
         evaluate: value, gradient g and curvature F, for the problems of the given numbers.
         start: moved into the box first.
-        lower: an unknown whose limits meet is held there.
-        upper: see ``lower``.
+        lower: lower limits; an unknown whose limits meet is held.
+        upper: upper limits.
         steps: maximum number of evaluations after the one at the start.
         tolerance: largest Newton decrement at convergence.
         first: the result of ``evaluate`` for all problems at the start, inside the box, if it is known.
@@ -208,7 +184,7 @@ def levenberg_marquardt(
         if better.all():
             now = new
             continue
-        now = now.replaced(better, new)
+        now = choose(better, now, new)
         if history:
             # A refused step tells of a place where the minimum is not.
             history[-1] = torch.where(better[:, None], history[-1][0], 0), history[-1][1]

@@ -30,46 +30,34 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
-from rismusic.devices import blocks
+from rismusic.devices import Batch, blocks
 from rismusic.io import Recording
 from rismusic.operator import Link
 
-# Ridge relative to a unit diagonal: two columns closer than this (squared) count as one.
-_RIDGE = 1e-13
+_RIDGE = 1e-13  # ridge relative to a unit diagonal: two columns closer than this (squared) count as one
 # Smallest cost. It has a logarithm, and the square of its inverse is finite, also for snapshots of zeros.
 _SMALLEST_COST = 1e-140
 
 
 @dataclass(frozen=True, eq=False)
-class SufficientStatistics:
+class SufficientStatistics(Batch):
     r"""Sufficient statistics of S scenes for given positions: inner products in float64.
 
-    Args:
-        gram: :math:`X_l^H X_l`, [S, L, C, C] complex (L = 1 where the link is the same in every snapshot), of
-            C = K columns G_l a_k, or K + 3K with their derivatives appended (source slow, coordinate fast).
-            Columns without a source are zero.
-        cross: :math:`X_l^H y_l`, [S, L, C] complex.
-        energy: :math:`|y_l|^2`, [S, L].
-        active: which columns hold a source, [S, K].
-        antennas: M, the length of y_l.
+    The C = K columns :math:`G_l a_k` of X_l, or K + 3K with their derivatives appended (source slow,
+    coordinate fast), are zero without a source. L = 1 in the Gram matrices where the link is the same in
+    every snapshot.
     """
 
-    gram: Complex[Tensor, "S _ C C"]
-    cross: Complex[Tensor, "S L C"]
-    energy: Float[Tensor, "S L"]
+    gram: Complex[Tensor, "S _ C C"]  # X_l^H X_l
+    cross: Complex[Tensor, "S L C"]  # X_l^H y_l
+    energy: Float[Tensor, "S L"]  # |y_l|^2
     active: Bool[Tensor, "S K"]
-    antennas: int
+    antennas: int  # M, the length of y_l
 
     @property
     def size(self) -> int:
         """Number of complex samples of a scene, L M."""
         return self.energy.shape[1] * self.antennas
-
-    def __getitem__(self, scenes: Tensor | slice) -> SufficientStatistics:
-        """The statistics of some scenes."""
-        return SufficientStatistics(
-            self.gram[scenes], self.cross[scenes], self.energy[scenes], self.active[scenes], self.antennas
-        )
 
     def without_derivatives(self) -> SufficientStatistics:
         """The statistics without the derivatives."""
@@ -102,13 +90,8 @@ def sufficient_statistics(
 ) -> SufficientStatistics:
     """Compute the sufficient statistics at given source positions.
 
-    Args:
-        recording: S scenes.
-        positions: azimuth (rad), elevation (rad) and inverse range (1/m), float64; finite throughout.
-        active: which columns hold a source.
-        derivatives: whether to include B_l, the derivatives by azimuth, elevation and inverse range.
-        link: the recording's, or the same as one matrix for all snapshots (:func:`as_one_matrix`), which is
-            faster where many positions are tried.
+    ``link`` is that of the recording as one matrix for all snapshots (:func:`as_one_matrix`), which is faster
+    where many positions are tried.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
@@ -200,21 +183,13 @@ def conditional(
 def unconditional(
     stats: SufficientStatistics, power: Float[Tensor, "S K"], noise_variance: Float[Tensor, "S"]
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
-    r"""Negative unconditional log-likelihood with its exact gradient and Fisher information.
+    r"""Negative unconditional log-likelihood (nats) with its exact gradient and Fisher information.
 
     .. math:: g_i = \sum_l \left[ \mathrm{tr}(W_l R'_{il}) - y_l^H W_l R'_{il} W_l y_l \right], \qquad
         J_{ij} = \sum_l \mathrm{tr}(W_l R'_{il} W_l R'_{jl}), \qquad W_l = R_l^{-1}.
 
     The unknowns are the coordinates (where the statistics hold derivatives), then :math:`\log p_k`, then
-    :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1.
-
-    Args:
-        stats: with derivatives or without.
-        power: p of each source; ignored where there is no source.
-        noise_variance: sigma^2.
-
-    Returns:
-        Value in nats, gradient and Fisher information.
+    :math:`\log\sigma^2`: U = 3K + K + 1, or K + 1. Powers are ignored where there is no source.
     """
     p = torch.where(stats.active, power, 0)
     inverse = _InverseCovariance(stats.gram, p, noise_variance)
@@ -253,18 +228,9 @@ def fisher_information(
     .. math:: J_{ij} = \sum_l \mathrm{tr}\left( R_l^{-1} \frac{\partial R_l}{\partial i}
         R_l^{-1} \frac{\partial R_l}{\partial j} \right).
 
-    Everything follows from Gram matrices by Woodbury's identity, so that no M x M matrix is inverted.
-
-    Args:
-        gram: :math:`X_l^H X_l` of the K columns of :math:`C_l = G_l A` and, behind them, their derivatives by
-            the three coordinates of each source (source slow, coordinate fast).
-        power: p; 0 where there is no source.
-        noise_variance: sigma^2.
-        antennas: M.
-        repeats: how many snapshots each of the L matrices stands for.
-
-    Returns:
-        J for the coordinates, then log p, then log sigma^2: U = 3K + K + 1, or K + 1 without derivatives.
+    Everything follows from Gram matrices (:class:`SufficientStatistics`) by Woodbury's identity, so that no M
+    x M matrix is inverted. Each of the L matrices stands for ``repeats`` snapshots. The unknowns are those of
+    :func:`unconditional`.
     """
     inverse = _InverseCovariance(gram, power, noise_variance, ridge=0.0)
     return inverse.information(antennas, repeats * gram.shape[1])[0]
@@ -275,24 +241,15 @@ class _Order:
     """Indices by which the Fisher information is put together, and constants, for K sources.
 
     Columns of X: K fields and behind them 3K derivatives. Unknowns: 3K coordinates and behind them K powers.
-
-    Args:
-        owner: source of each column.
-        owners: K owner[i] + owner[j] for each pair of columns.
-        unknown_owner: source of each unknown.
-        weight: 1 for a coordinate, 1/2 for a power.
-        from_parts: place of each unknown where the unknowns of each source follow one another, power last.
-        own: K i + owner[i] of the column i of each unknown.
-        conjugate: (1, -1).
     """
 
-    owner: Int64[Tensor, "C"]
-    owners: Int64[Tensor, "C2"]
-    unknown_owner: Int64[Tensor, "C"]
-    weight: Float[Tensor, "C"]
-    from_parts: Int64[Tensor, "C"]
-    own: Int64[Tensor, "C"]
-    conjugate: Float[Tensor, "2"]
+    owner: Int64[Tensor, "C"]  # source of each column
+    owners: Int64[Tensor, "C2"]  # K owner[i] + owner[j] for each pair of columns
+    unknown_owner: Int64[Tensor, "C"]  # source of each unknown
+    weight: Float[Tensor, "C"]  # 1 for a coordinate, 1/2 for a power
+    from_parts: Int64[Tensor, "C"]  # place of each unknown among those of its source, power last
+    own: Int64[Tensor, "C"]  # K i + owner[i] of the column i of each unknown
+    conjugate: Float[Tensor, "2"]  # (1, -1)
 
     @staticmethod
     @lru_cache(maxsize=64)
@@ -322,12 +279,8 @@ class _Order:
 class _InverseCovariance:
     """W = R^-1 = (I - C T C^H) / sigma^2 by Woodbury's identity, which also holds at p = 0.
 
-    Args:
-        gram: X^H X with X = [C, derivatives of C].
-        power: p, 0 where there is no source.
-        noise_variance: sigma^2.
-        ridge: added to a unit diagonal, for estimates with two sources in the same place. The bound of true
-            positions does without, since the ridge would bias it at very high SNR.
+    The ridge is for estimates with two sources in the same place. The bound of true positions does without,
+    since it would bias it at very high SNR.
     """
 
     def __init__(self, gram: Tensor, power: Tensor, noise_variance: Tensor, ridge: float = _RIDGE) -> None:

@@ -13,23 +13,24 @@ completes a fit.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int64
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import wrapped
+from rismusic.devices import Batch, choose
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.levenberg_marquardt import FitOptions, Minimum, levenberg_marquardt
+from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
     as_one_matrix,
@@ -57,9 +58,7 @@ _NOISE = (1e-15, 2.0)
 
 
 def fit_power_noise(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"]
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"]]:
     """Powers and noise variance that maximise the unconditional likelihood at given positions."""
     return _fit_powers_at(recording, positions, active)[:2]
@@ -82,10 +81,7 @@ def _fit_powers_at(
 
 
 def neg_log_likelihood(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
-    criterion: Criterion,
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], criterion: Criterion
 ) -> Float[Tensor, "S"]:
     """Negative log-likelihood (nats) at given positions, with the best powers or symbols."""
     if criterion == "unconditional":
@@ -136,10 +132,7 @@ def _kernel() -> ModuleType | None:
 
 
 def values_without_each(
-    recording: Recording,
-    positions: Float[Tensor, "S K 3"],
-    active: Bool[Tensor, "S K"],
-    criterion: Criterion,
+    recording: Recording, positions: Float[Tensor, "S K 3"], active: Bool[Tensor, "S K"], criterion: Criterion
 ) -> Float[Tensor, "S K"]:
     """Negative log-likelihood (nats) without each source in turn, the others fixed; inf without a source."""
     kernel = kernel_for(recording) if criterion == "unconditional" else None
@@ -166,17 +159,10 @@ def fit_powers(
     options: FitOptions = POWER_FIT,
     limits: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Float[Tensor, "S K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
-    """Powers and, unless it is known, noise variance that maximise the unconditional likelihood.
+    """Powers, noise variance (unless it is known) and value (nats) of the largest unconditional likelihood.
 
-    Args:
-        noise_variance: sigma^2; ``None`` if unknown.
-        at: sufficient statistics without derivatives.
-        options: when to stop.
-        limits: result of :func:`power_noise_limits`, if already computed.
-
-    Returns:
-        Powers [S, K] (0 where there is no source, and in scenes of zeros), noise variance [S], negative
-        log-likelihood [S] in nats.
+    The powers are 0 where there is no source, and in scenes of zeros. ``limits`` are those of
+    :func:`power_noise_limits`, if already computed.
     """
     start, lower, upper = limits or power_noise_limits(noise_variance, at)
     K = at.active.shape[1]
@@ -193,12 +179,7 @@ def fit_powers(
 
 
 class _Factor:
-    """The unknowns of :math:`P = T T^H` and sigma^2: log T_kk, entries of T below its diagonal, log sigma^2.
-
-    Args:
-        noise_variance: sigma^2; ``None`` if unknown.
-        at: sufficient statistics without derivatives.
-    """
+    """The unknowns of :math:`P = T T^H` and sigma^2: log T_kk, T below its diagonal, log sigma^2."""
 
     def __init__(self, noise_variance: Tensor | None, at: SufficientStatistics) -> None:
         self.K = K = at.active.shape[1]
@@ -231,15 +212,7 @@ class _Factor:
 def fit_source_covariance(
     noise_variance: Float[Tensor, "S"] | None, at: SufficientStatistics
 ) -> tuple[Complex[Tensor, "S K K"], Float[Tensor, "S"], Float[Tensor, "S"]]:
-    """Source covariance and, unless it is known, noise variance that maximise the unconditional likelihood.
-
-    Args:
-        noise_variance: sigma^2; ``None`` if unknown.
-        at: sufficient statistics without derivatives.
-
-    Returns:
-        P [S, K, K] (0 where there is no source), noise variance [S], negative log-likelihood [S] in nats.
-    """
+    """P (0 without a source), noise variance and value as :func:`fit_powers`, for correlated sources."""
     factor = _Factor(noise_variance, at)
     fit = levenberg_marquardt(
         lambda scenes, x: correlated_unconditional(at[scenes], *factor.of(x)),
@@ -261,15 +234,7 @@ def refine_correlated(
     volume: Volume,
     options: FitOptions = THOROUGH,
 ) -> FitState:
-    """Refine positions by the unconditional likelihood of correlated sources.
-
-    Args:
-        recording: S scenes.
-        fit: of independent sources.
-        active: which entries hold a source.
-        volume: see :func:`nfmle`.
-        options: see :func:`nfmle`.
-    """
+    """Refine a fit of independent sources by the unconditional likelihood of correlated ones."""
     K, parts = active.shape[1], []
     for block in scene_blocks(recording, 4 * active.shape[1]):
         part, x, there = recording[block], fit.positions[block], active[block]
@@ -337,46 +302,13 @@ def power_noise_limits(
 
 
 @dataclass(frozen=True, eq=False)
-class FitState:
-    """State of a likelihood fit of S scenes.
-
-    Args:
-        positions: azimuth, elevation, 1/range.
-        value: negative log-likelihood (nats, up to a constant of the criterion).
-        converged: whether the fit converged.
-        power_noise: powers [S, K] and noise variance [S] of the unconditional likelihood; otherwise ``None``.
-    """
+class FitState(Batch):
+    """State of a likelihood fit of S scenes."""
 
     positions: Float[Tensor, "S K 3"]
-    value: Float[Tensor, "S"]
+    value: Float[Tensor, "S"]  # negative log-likelihood (nats, up to a constant of the criterion)
     converged: Bool[Tensor, "S"]
-    power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None
-
-    def __getitem__(self, scenes: Tensor) -> FitState:
-        """The state of some scenes."""
-        power_noise = (
-            None if self.power_noise is None else (self.power_noise[0][scenes], self.power_noise[1][scenes])
-        )
-        return FitState(self.positions[scenes], self.value[scenes], self.converged[scenes], power_noise)
-
-    def with_others(self, scenes: Int64[Tensor, "B"], others: FitState) -> FitState:
-        """A copy with some scenes replaced."""
-
-        def put(one: Tensor, other: Tensor) -> Tensor:
-            return one.index_copy(0, scenes, other)
-
-        power_noise = self.power_noise
-        if power_noise is not None and others.power_noise is not None:
-            power_noise = (
-                put(power_noise[0], others.power_noise[0]),
-                put(power_noise[1], others.power_noise[1]),
-            )
-        return FitState(
-            put(self.positions, others.positions),
-            put(self.value, others.value),
-            put(self.converged, others.converged),
-            power_noise,
-        )
+    power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None  # of the unconditional likelihood
 
 
 def refine(
@@ -391,33 +323,16 @@ def refine(
 ) -> FitState:
     """Fit positions from a start, as :func:`nfmle` does, on plain tensors.
 
-    Args:
-        recording: S scenes.
-        positions: azimuth, elevation, 1/range of the start.
-        active: which entries hold a source.
-        volume: see :func:`nfmle`.
-        criterion: see :func:`nfmle`.
-        options: see :func:`nfmle`.
-        power_noise: initial powers and noise variance of the unconditional likelihood. If ``None``, they are
-            fitted at the start or taken from least squares, as ``options`` says.
+    ``power_noise`` are initial powers and noise variance of the unconditional likelihood. Without them, they
+    are fitted at the start or taken from least squares, as ``options`` says.
     """
     kernel = kernel_for(recording)
     fit = _fit_positions if kernel is None else kernel.fit_positions
     parts = []
     for block in scene_blocks(recording, 4 * positions.shape[1]):
         start = None if power_noise is None else (power_noise[0][block], power_noise[1][block])
-        parts.append(
-            fit(
-                recording[block],
-                positions[block],
-                active[block],
-                volume,
-                criterion,
-                options,
-                POWER_FIT,
-                start,
-            )
-        )
+        here = recording[block], positions[block], active[block]
+        parts.append(fit(*here, volume, criterion, options, POWER_FIT, start))
     end, power, noise, value, converged = (torch.cat(part) for part in zip(*parts, strict=True))
     return FitState(end, value, converged, (power, noise) if criterion == "unconditional" else None)
 
@@ -437,42 +352,12 @@ def _fit_positions(
     :func:`rismusic.estimation.fit_kernel.fit_positions` is the compiled form.
     """
     K = positions.shape[1]
+    at, (lower, upper) = _At(recording, active), _box(positions, active, volume)
+    minimise = partial(levenberg_marquardt, steps=options.steps, tolerance=options.tolerance)
     if criterion == "conditional":
-        fit = _conditional(recording, positions, active, volume, options)
+        fit = minimise(lambda scenes, x: conditional(at(scenes, x)), positions.flatten(1), lower, upper)
         power, noise = torch.zeros_like(positions[..., 0]), torch.zeros_like(fit.value)
-    else:
-        fit = _unconditional(recording, positions, active, volume, options, powers, power_noise)
-        power = torch.where(active, fit.point[:, 3 * K : -1].exp(), 0)
-        noise = fit.point[:, -1].exp()
-    return fit.point[:, : 3 * K].unflatten(-1, (-1, 3)), power, noise, fit.value, fit.converged
-
-
-def _conditional(
-    recording: Recording, positions: Tensor, active: Tensor, volume: Volume, options: FitOptions
-) -> Minimum:
-    at = _At(recording, active)
-    lower, upper = _box(positions, active, volume)
-    return levenberg_marquardt(
-        lambda scenes, x: conditional(at(scenes, x)),
-        positions.flatten(1),
-        lower,
-        upper,
-        steps=options.steps,
-        tolerance=options.tolerance,
-    )
-
-
-def _unconditional(
-    recording: Recording,
-    positions: Tensor,
-    active: Tensor,
-    volume: Volume,
-    options: FitOptions,
-    powers: FitOptions,
-    power_noise: tuple[Tensor, Tensor] | None,
-) -> Minimum:
-    at, K = _At(recording, active), positions.shape[1]
-    lower, upper = _box(positions, active, volume)
+        return fit.point.unflatten(-1, (-1, 3)), power, noise, fit.value, fit.converged
     inside = torch.minimum(torch.maximum(positions.flatten(1), lower), upper)
     here = at(torch.arange(len(recording), device=active.device), inside)
     plain = here.without_derivatives()
@@ -489,13 +374,10 @@ def _unconditional(
         return unconditional(at, x[:, 3 * K : -1].exp(), x[:, -1].exp())
 
     join = [torch.cat(pair, dim=1) for pair in ((inside, start), (lower, least), (upper, most))]
-    return levenberg_marquardt(
-        lambda scenes, x: value(at(scenes, x[:, : 3 * K]), x),
-        *join,
-        steps=options.steps,
-        tolerance=options.tolerance,
-        first=value(here, join[0]),
-    )
+    fit = minimise(lambda scenes, x: value(at(scenes, x[:, : 3 * K]), x), *join, first=value(here, join[0]))
+    power = torch.where(active, fit.point[:, 3 * K : -1].exp(), 0)
+    end = fit.point[:, : 3 * K].unflatten(-1, (-1, 3))
+    return end, power, fit.point[:, -1].exp(), fit.value, fit.converged
 
 
 class _At:
@@ -523,43 +405,18 @@ def _box(positions: Tensor, active: Tensor, volume: Volume) -> tuple[Tensor, Ten
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Fit:
+class Fit(Batch):
     """Sources fitted to the snapshots of S scenes.
 
-    Args:
-        sources: positions, mean powers p (maximum likelihood; the diagonal of P for correlated symbols) and
-            symbols (least squares) of up to K sources; NaN where there is no source. The order is that of the
-            start.
-        cost: the conditional cost f = sum_l |P_perp y_l|^2.
-        neg_log_likelihood: negative unconditional log-likelihood at its best powers, in nats; comparable
-            between fits of the same data.
-        noise_variance: sigma^2, as given or estimated without bias from the residual.
-        converged: whether the fit converged.
+    They have mean powers p (maximum likelihood; the diagonal of P for correlated symbols) and symbols (least
+    squares), in the order of the start.
     """
 
     sources: Sources
-    cost: Float[Tensor, "S"]
-    neg_log_likelihood: Float[Tensor, "S"]
-    noise_variance: Float[Tensor, "S"]
+    cost: Float[Tensor, "S"]  # conditional, f = sum_l |P_perp y_l|^2
+    neg_log_likelihood: Float[Tensor, "S"]  # unconditional, at the best powers, in nats
+    noise_variance: Float[Tensor, "S"]  # as given, or estimated without bias from the residual
     converged: Bool[Tensor, "S"]
-
-    def __getitem__(self, scenes: Tensor) -> Fit:
-        """The fits of some scenes."""
-        return _combine(lambda value: value[scenes], self)
-
-    def replaced(self, scenes: Int64[Tensor, "B"], others: Fit) -> Fit:
-        """A copy with some scenes taken from another fit.
-
-        Args:
-            scenes: the B scenes to replace.
-            others: fits of these B scenes, with any number of places for sources.
-        """
-
-        def put(old: Tensor, new: Tensor) -> Tensor:
-            old, new = same_width(old, new)
-            return old.index_copy(0, scenes, new)
-
-        return _combine(put, self, others)
 
 
 def nfmle(
@@ -640,12 +497,11 @@ def complete_fit(
 
     Args:
         recording: S scenes.
-        positions: azimuth, elevation, 1/range.
+        positions: of the sources.
         active: which entries hold a source.
         converged: whether the positions are those of a converged fit.
         volume: the box in which the positions were fitted; ``None`` if they were given.
-        end: state of the fit that ended at these positions, whose powers are kept. Without one, or without
-            powers in it, the powers are fitted.
+        end: state of the fit that ended there, whose powers are kept. Without powers in it, they are fitted.
     """
     recording = recording.stacked()
     _, L, M = recording.snapshots.shape
@@ -697,31 +553,4 @@ def complete_fit(
 
 def better(one: Fit, other: Fit) -> Fit:
     """Scene by scene the likelier of two fits with the same numbers of sources."""
-    take = other.neg_log_likelihood < one.neg_log_likelihood
-    return _combine(lambda a, b: torch.where(take.reshape(-1, *[1] * (a.ndim - 1)), b, a), one, other)
-
-
-def join(parts: list[Fit]) -> Fit:
-    """Concatenate fits of blocks of scenes."""
-    return _combine(lambda *values: torch.cat(same_width(*values)), *parts)
-
-
-def _combine(change: Callable[..., Tensor], *fits: Fit) -> Fit:
-    """A fit whose fields, those of its sources included, are made from the same fields of other fits."""
-
-    def changed(objects: Sequence[Fit | Sources]) -> dict[str, Tensor]:
-        names = [field.name for field in fields(objects[0]) if field.name != "sources"]
-        return {name: change(*(getattr(one, name) for one in objects)) for name in names}
-
-    return Fit(sources=Sources(**changed([fit.sources for fit in fits])), **changed(fits))
-
-
-def same_width(*values: Tensor) -> list[Tensor]:
-    """Tensors with a source axis, padded with NaN to the same number of sources."""
-    if values[0].ndim == 1:
-        return list(values)
-    width = max(value.shape[1] for value in values)
-    missing = [
-        value.new_full((len(value), width - value.shape[1], *value.shape[2:]), torch.nan) for value in values
-    ]
-    return [torch.cat(pair, dim=1) for pair in zip(values, missing, strict=True)]
+    return choose(other.neg_log_likelihood < one.neg_log_likelihood, one, other)

@@ -48,9 +48,9 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
-from rismusic.devices import blocks
+from rismusic.devices import Batch, blocks
 from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
-from rismusic.estimation.goodness_of_fit import orthonormal
+from rismusic.estimation.goodness_of_fit import orthonormal, outside
 from rismusic.estimation.maximum_likelihood import kernel_for, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
@@ -58,57 +58,39 @@ from rismusic.sources import Sources
 # Ratios rho that are tried, times the mean of the eigenvalues of W: power of the panel's error over the
 # noise.
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
-# Powers tau of the diffuse noise that are tried.
-_DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)
+_DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)  # powers tau of the diffuse noise that are tried
 # Standard deviations of a source's direction that are tried (rad), and directions.
 _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
 # Log-likelihood ratio (nats) of a motion from which on the path is fitted, and Gauss-Newton steps.
 _MOTION_USUAL, _STEPS = 4.0, 6
-# Steps as good as the last one (of one nat more) by which a path may still gain.
-_FURTHER = 20.0
-# Largest panel error. A larger one would explain any field.
-_MOST_ERROR = 0.5
+_FURTHER = 20.0  # steps as good as the last one (of one nat more) by which a path may still gain
+_MOST_ERROR = 0.5  # largest panel error. A larger one would explain any field.
 # Log prior of each ratio, and of each power of the diffuse noise.
 _LOG_RATIO, _LOG_DIFFUSE = -math.log(len(_RATIOS)), -math.log(len(_DIFFUSE))
-# Smaller residuals, relative to the energy of the data, are rounding errors.
-_NOTHING = 1e-10
+_NOTHING = 1e-10  # smaller residuals, relative to the energy of the data, are rounding errors
 # Share of the residual up to which single precision tells how much is explained, and the error of the log
 # evidence that it makes at most (nats).
 _CERTAIN, _SINGLE_NATS = 0.9999, 0.2
-# Steps of the Lanczos recursion.
-_LANCZOS = 8
-# Largest number of elements, since W is dense.
-MAX_ELEMENTS = 400
+_LANCZOS = 8  # steps of the Lanczos recursion
+MAX_ELEMENTS = 400  # largest number of elements, since W is dense
 # Largest number of outputs of a snapshot, whose covariance is dense. Constant symbols make one of L M.
 _MAX_OUTPUTS = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class ModelError:
-    """The model error of S scenes that is most probable beside some sources.
+class ModelError(Batch):
+    """The model error of S scenes that is most probable beside some sources."""
 
-    Args:
-        gain: log evidence (nats) of a model error against none; negative where there is probably none.
-        panel_error: root mean square of the error of an element's response, epsilon.
-        diffuse: power of the diffuse noise over that of the noise, tau.
-    """
-
-    gain: Float[Tensor, "S"]
-    panel_error: Float[Tensor, "S"]
-    diffuse: Float[Tensor, "S"]
-
-    def __getitem__(self, scenes: Tensor) -> ModelError:
-        return ModelError(self.gain[scenes], self.panel_error[scenes], self.diffuse[scenes])
+    gain: Float[Tensor, "S"]  # log evidence (nats) of a model error against none
+    panel_error: Float[Tensor, "S"]  # epsilon, RMS error of an element's response
+    diffuse: Float[Tensor, "S"]  # tau, power of the diffuse noise over that of the noise
 
 
 def can_err(recording: Recording) -> bool:
     """Whether a model error can be estimated: unknown symbols, not too many elements or outputs.
 
     On several subcarriers the symbols have to be independent.
-
-    Args:
-        recording: S scenes, stacked.
     """
     narrowband = recording.frequencies is None
     return (
@@ -119,11 +101,7 @@ def can_err(recording: Recording) -> bool:
 
 
 def with_dense_operator(recording: Recording) -> Recording:
-    r"""Constant symbols as one snapshot through the channel :math:`[G_1; \ldots; G_L]`; others as they are.
-
-    Args:
-        recording: S scenes, stacked.
-    """
+    r"""Constant symbols as one snapshot through the channel :math:`[G_1; \ldots; G_L]`."""
     link = recording.link
     if not link.coherent:
         return recording
@@ -134,13 +112,9 @@ def with_dense_operator(recording: Recording) -> Recording:
 def model_error(
     recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None
 ) -> ModelError:
-    """The most probable model error beside some sources.
+    """The most probable model error beside some sources, of scenes for which :func:`can_err` holds.
 
-    Args:
-        recording: S scenes for which :func:`can_err` holds.
-        sources: positions near maximum likelihood [S, K]; NaN where there is no source.
-        least: gains (nats) that matter. Where the gain is smaller, it may be returned as minus infinity,
-            which is faster.
+    Gains below ``least`` (nats) may be returned as minus infinity, which is faster.
     """
     recording = with_dense_operator(recording.stacked())
     positions, active = unpack(sources, recording)
@@ -193,12 +167,6 @@ def diffuse_evidence(
     r"""Log evidence (nats) that some levels of diffuse noise add, without a panel error.
 
     In the basis of the eigenvectors of :math:`H H^H`, :math:`\Sigma` is diagonal for all levels.
-
-    Args:
-        recording: S scenes with a channel.
-        positions: azimuth, elevation, 1/range.
-        active: which entries hold a source.
-        levels: tau.
     """
     assert recording.channel is not None
     y = recording.snapshots.to(torch.complex128)
@@ -244,10 +212,6 @@ def spread_gain(
 
     .. math:: r_l \sim CN(0, \sigma^2 I + \eta\, b_l b_l^H).
 
-    Args:
-        recording: S scenes, narrowband.
-        sources: positions near maximum likelihood with powers [S, K].
-
     Returns:
         The largest log-likelihood ratio (nats) over v and eta, and the standard deviation of the direction
         that belongs to it times v, azimuth and elevation (rad); 0 and NaN without a source.
@@ -279,20 +243,12 @@ def spread_gain(
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """A steady motion of each source from the first snapshot to the last, the other sources at rest.
+    """A steady motion of each source from the first snapshot to the last, the other sources at rest."""
 
-    Args:
-        gain: log-likelihood ratio (nats) of the motion against a source at rest at its best position; 0
-            without a source.
-        gain_in_all: the same against a source at rest at the estimate.
-        offset: direction in the middle less that of the estimate, u: azimuth and elevation (rad).
-        change: direction at the end less that at the start, v: azimuth and elevation (rad).
-    """
-
-    gain: Float[Tensor, "S K"]
-    gain_in_all: Float[Tensor, "S K"]
-    offset: Float[Tensor, "S K 2"]
-    change: Float[Tensor, "S K 2"]
+    gain: Float[Tensor, "S K"]  # log-likelihood ratio (nats) against a source at rest at its best position
+    gain_in_all: Float[Tensor, "S K"]  # the same against a source at rest at the estimate
+    offset: Float[Tensor, "S K 2"]  # u, the middle less the estimate: azimuth and elevation (rad)
+    change: Float[Tensor, "S K 2"]  # v, the end less the start: azimuth and elevation (rad)
 
 
 def motion(recording: Recording, sources: Sources, least: Float[Tensor, "S"] | None = None) -> Motion:
@@ -306,11 +262,6 @@ def motion(recording: Recording, sources: Sources, least: Float[Tensor, "S"] | N
     so that they follow from linear regression. At the maximum of the likelihood u is nearly 0, and the
     log-likelihood ratio of a source that rests has an exponential distribution of mean 1. Where it is larger
     than usual, Gauss-Newton steps are made with the steering vectors along the path.
-
-    Args:
-        recording: S scenes, narrowband.
-        sources: positions near maximum likelihood with powers [S, K].
-        least: gains in all (nats) that matter. Where that of a path is smaller, the gain may be 0.
     """
     recording = recording.stacked()
     positions, active = unpack(sources, recording)
@@ -372,12 +323,7 @@ def _linear_motion(
 
 @dataclass(frozen=True, eq=False)
 class _PathEquations:
-    """Normal equations of u and v, the path of a source.
-
-    Args:
-        G: their matrix.
-        b: the right-hand side.
-    """
+    """Normal equations of u and v, the path of a source."""
 
     G: Float[Tensor, "*S 4 4"]
     b: Float[Tensor, "*S 4 1"]
@@ -405,14 +351,7 @@ def _times(snapshots: int, device: torch.device) -> Float[Tensor, "L 1"]:
 
 
 class _Path:
-    """One source of each of B scenes moves, the others rest.
-
-    Args:
-        recording: B scenes, stacked.
-        positions: azimuth, elevation, 1/range [B, K, 3].
-        active: where there are sources [B, K].
-        which: the source that moves [B].
-    """
+    """One source of each of B scenes, ``which``, moves, the others rest."""
 
     def __init__(self, recording: Recording, positions: Tensor, active: Tensor, which: Tensor) -> None:
         self.recording, self.active = recording, active
@@ -437,9 +376,7 @@ class _Path:
     ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 4"]]:
         """The log-likelihood ratio against the estimate (nats), and u and v (0 at rest).
 
-        Args:
-            moves: whether the source moves.
-            least: ratios that matter. Paths that will not get there are not followed to their end.
+        Paths that will not get to a ratio of ``least`` are not followed to their end.
         """
         _, L, M = self.y.shape
         ends = self.start.new_zeros(len(self.start), 4)
@@ -476,30 +413,21 @@ class _Path:
         C[self.rows, :, :, self.which] = link.apply(A.mT)
         D = torch.stack([link.apply((log_derivatives[..., axis] * A).mT) for axis in range(2)], dim=-1)
         Q = orthonormal(C)
-        rest = _outside(Q, self.y[..., None])[..., 0]
+        rest = outside(Q, self.y[..., None])[..., 0]
         s = _least_squares(C, self.y)[self.rows, :, self.which]
-        equations = _PathEquations.of(_outside(Q, D) * s[:, :, None, None], rest)
+        equations = _PathEquations.of(outside(Q, D) * s[:, :, None, None], rest)
         return squared_modulus(rest).sum((1, 2)), equations.solve(moves=moves)[0]
 
 
 @dataclass(frozen=True, eq=False)
 class _BesideSources:
-    """The residual of a block of scenes, and the fields that small changes of direction leave in it.
+    """The residual of a block of scenes, and the fields that small changes of direction leave in it."""
 
-    Args:
-        rest: r, the data without the fields of the sources, [S, L, M].
-        B: derivatives of each source's field along azimuth and elevation, without the fields of the sources,
-            [S, L, M, K, 2].
-        symbols: least-squares symbols, [S, L, K].
-        sigma2: noise variance, [S].
-        power: of the sources, 0 where there is none, [S, K].
-    """
-
-    rest: Complex[Tensor, "S L M"]
-    B: Complex[Tensor, "S L M K 2"]
-    symbols: Complex[Tensor, "S L K"]
-    sigma2: Float[Tensor, "S"]
-    power: Float[Tensor, "S K"]
+    rest: Complex[Tensor, "S L M"]  # r, the data without the fields of the sources
+    B: Complex[Tensor, "S L M K 2"]  # derivatives of the sources' fields by the two angles, without fields
+    symbols: Complex[Tensor, "S L K"]  # least-squares symbols
+    sigma2: Float[Tensor, "S"]  # noise variance
+    power: Float[Tensor, "S K"]  # of the sources, 0 where there is none
 
 
 def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[slice, _BesideSources]]:
@@ -518,20 +446,15 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
         C = link.matmul(A).expand(-1, L, -1, -1)
         Q = orthonormal(C)
         B = link.matmul(D).expand(-1, L, -1, -1)
-        B = _outside(Q, B).unflatten(-1, (-1, 2))
-        rest = _outside(Q, y[..., None])[..., 0]
+        B = outside(Q, B).unflatten(-1, (-1, 2))
+        rest = outside(Q, y[..., None])[..., 0]
         sigma2 = squared_modulus(rest).sum((1, 2)) / _freedom(there, L, M)
         power = torch.where(there, sources.power[block].double(), 0)
         yield block, _BesideSources(rest, B, _least_squares(C, y), sigma2, power)
 
 
 def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
-    r"""Data and channel whitened by :math:`\Sigma = I + \tau H H^H`.
-
-    Args:
-        recording: S scenes with a channel, stacked.
-        diffuse: tau of each.
-    """
+    r"""Data and channel whitened by :math:`\Sigma = I + \tau H H^H`."""
     assert recording.channel is not None
     H, y = recording.channel.to(torch.complex128), recording.snapshots.to(torch.complex128)
     H, y = whiten(torch.linalg.cholesky(covariance_through_panel(H, diffuse)), H, y)
@@ -540,22 +463,14 @@ def whitened_by(recording: Recording, diffuse: Float[Tensor, "S"]) -> Recording:
 
 
 @dataclass(frozen=True, eq=False)
-class _Residual:
-    """The data without the sources' fields, for one level of the diffuse noise in each scene.
+class _Residual(Batch):
+    """The data without the sources' fields, for one level of the diffuse noise in each scene."""
 
-    Args:
-        H: whitened channel, ``None`` without one.
-        field: c_l times A s_l, [S, L, N].
-        basis: orthonormal basis of the whitened C_l, [S, L, M, K].
-        rest: the residual r, [S, L, M].
-        freedom: D.
-    """
-
-    H: Complex[Tensor, "S M N"] | None
-    field: Complex[Tensor, "S L N"]
-    basis: Complex[Tensor, "S L M K"]
-    rest: Complex[Tensor, "S L M"]
-    freedom: Float[Tensor, "S"]
+    H: Complex[Tensor, "S M N"] | None  # whitened channel
+    field: Complex[Tensor, "S L N"]  # c_l times A s_l
+    basis: Complex[Tensor, "S L M K"]  # orthonormal, of the whitened C_l
+    rest: Complex[Tensor, "S L M"]  # the residual r
+    freedom: Float[Tensor, "S"]  # D
 
     @classmethod
     def of(
@@ -583,14 +498,9 @@ class _Residual:
         fields = P if H is None else _through(P, H)  # C_l^T, [S, L, K, M]
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
-        rest = _outside(Q, y[..., None])[..., 0]
+        rest = outside(Q, y[..., None])[..., 0]
         field = (P * _least_squares(C, y)[..., None]).sum(-2)
         return cls(H, field, Q, rest, _freedom(active, L, M, subcarriers))
-
-    def __getitem__(self, scenes: Tensor) -> _Residual:
-        H = self.H if self.H is None else self.H[scenes]
-        rest = (self.field[scenes], self.basis[scenes], self.rest[scenes], self.freedom[scenes])
-        return _Residual(H, *rest)
 
     def normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """W with a mean eigenvalue of 1, z for a residual of unit energy, and the mean eigenvalue."""
@@ -619,12 +529,9 @@ def _panel_error(
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S"]]:
     """Log evidence that a panel error adds, and its size; minus infinity without sources.
 
-    Ratios are compared in single precision. Those that a bound of the evidence excludes are not tried.
-    Where an error is probable, the best ratios are computed again in double precision.
-
-    Args:
-        residuals: one for each subcarrier.
-        least: gains (nats) that matter; see :func:`model_error`.
+    There is one residual for each subcarrier. Ratios are compared in single precision. Those that a bound of
+    the evidence excludes, or that end below ``least``, are not tried. Where an error is probable, the best
+    ratios are computed again in double precision.
     """
     energy, field, all_freedom = (
         torch.stack(values).sum(0)
@@ -779,11 +686,6 @@ def _explained(
     white = torch.linalg.solve_triangular(factor, z[..., None], upper=False)[..., 0]
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).real.double().log().sum(-1)
     return rho.double() * squared_modulus(white).double().sum(-1), log_det
-
-
-def _outside(Q: Complex[Tensor, "*S M K"], columns: Complex[Tensor, "*S M J"]) -> Complex[Tensor, "*S M J"]:
-    """What an orthonormal basis leaves of some columns."""
-    return columns - Q @ (Q.mH @ columns)
 
 
 def _on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Complex[Tensor, "S _ K N"]:

@@ -42,6 +42,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rismusic.covariance import back_project
+from rismusic.devices import Batch
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import (
     SufficientStatistics,
@@ -54,8 +55,7 @@ from rismusic.estimation.noise import noise_of
 from rismusic.estimation.source_covariance import correlated_information, log_volume, pair_active
 from rismusic.io import Recording
 
-# Smaller eigenvalues, relative to the largest, are rounding errors and count as this.
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors and count as this
 
 # Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
 LOG_POWER_WIDTH = math.log(1e3)
@@ -68,22 +68,15 @@ another one, and the prior of a network has seen the same snapshots. With a weig
 too close to 0 and 1. This weight makes them reliable on simulated scenes, without a loss in accuracy.
 """
 
-# The search stops after this many additional sources in a row without a gain.
-_PATIENCE = 2
+_PATIENCE = 2  # the search stops after this many additional sources in a row without a gain
 
 
 @dataclass(frozen=True, eq=False)
-class SelectedOrder:
-    """The most probable number of sources of S scenes.
+class SelectedOrder(Batch):
+    """The most probable number of sources of S scenes."""
 
-    Args:
-        fit: the fit with that number, padded to the largest number of any scene (at least one).
-        log_posterior: [S, most + 1] weighted log evidence plus log prior (nats) of 0, 1, ... sources, up to a
-            constant of the scene; minus infinity where a number was not tried.
-    """
-
-    fit: Fit
-    log_posterior: Float[Tensor, "S counts"]
+    fit: Fit  # with that number, padded to the largest number of any scene (at least one)
+    log_posterior: Float[Tensor, "S counts"]  # weighted log evidence plus log prior (nats); -inf: not tried
 
     @property
     def probability(self) -> Float[Tensor, "S counts"]:
@@ -180,11 +173,9 @@ def log_occam_factor(
 ) -> Float[Tensor, "S"]:
     """Log evidence less the log-likelihood: what the prior volume of the unknowns costs.
 
-    Args:
-        J: Fisher information.
-        width: prior widths of the unknowns; 0 for those that are absent or known.
-        powers: places of the log powers of the K sources among the unknowns, one row for each panel.
-        identifiable: see :func:`log_evidence`.
+    The prior widths are 0 for unknowns that are absent or known. ``powers`` are the places of the log powers
+    of the K sources among the unknowns, one row for each panel. For ``identifiable`` see
+    :func:`log_evidence`.
     """
     scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
     found = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
@@ -213,12 +204,7 @@ def _with_correlations(
 
 
 def mdl(recording: Recording, *, panel: bool = False) -> Int64[Tensor, "S"]:
-    """The number of sources by the minimum description length (MDL).
-
-    Args:
-        recording: S scenes.
-        panel: use the snapshots back-projected to the panel instead of those at the receiver.
-    """
+    """The number of sources by the minimum description length (MDL)."""
     values, snapshots = eigenvalues(recording, panel=panel)
     return _criterion(values, snapshots, 1.0, math.log(snapshots) / 2)
 
@@ -233,12 +219,9 @@ def eigenvalues(recording: Recording, *, panel: bool = False) -> tuple[Float[Ten
     r"""Eigenvalues of :math:`\frac1L \sum_l x_l x_l^H`, descending, and L.
 
     With fewer snapshots than dimensions, only the L non-zero eigenvalues are returned, and the criteria are
-    applied to these.
-
-    Args:
-        recording: S scenes.
-        panel: x_l the back-projected snapshots (:func:`~rismusic.covariance.back_project`, with the noise
-            variance guessed where it is not known) in place of y_l.
+    applied to these. With ``panel``, x_l are the back-projected snapshots
+    (:func:`~rismusic.covariance.back_project`, with the noise variance guessed where it is not known), not
+    y_l.
     """
     x = recording.snapshots.to(torch.complex128)
     if panel:

@@ -11,10 +11,8 @@ from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.io import Recording
 
-# Iterations of the fixed point. Its result is an initial value, not the final estimate.
-_STEPS = 30
-# Squared singular values below this share of the largest are rounding.
-_NOTHING = 1e-30
+_STEPS = 30  # iterations of the fixed point. Its result is an initial value, not the final estimate.
+_NOTHING = 1e-30  # squared singular values below this share of the largest are rounding
 
 
 OTHER_SYMBOLS = "If the symbols are constant or known, state it in the recording or with --symbols"
@@ -25,23 +23,15 @@ def most_sources(recording: Recording, volume: Volume | None) -> int:
     r"""Largest number of sources that L snapshots of M outputs identify: fewer unknowns than real numbers.
 
     Real numbers: 2 L M. Unknowns: 2 L K of the symbols, D K coordinates, the noise variance. The D
-    :meth:`~rismusic.estimation.grid.Volume.coordinates` of a source are three, or two for a line.
-
-    Args:
-        recording: S stacked scenes.
-        volume: the search volume; ``None`` if the positions are known (D = 0).
+    :meth:`~rismusic.estimation.grid.Volume.coordinates` of a source are three, or two for a line, and none
+    without a volume, for known positions.
     """
     _, L, M = recording.snapshots.shape
     return (2 * L * M - 2) // (2 * L + (0 if volume is None else volume.coordinates(recording.panel)))
 
 
 def check_fit(recording: Recording, count: Int64[Tensor, "S"], volume: Volume | None) -> None:
-    """Check that the data can be fitted with these numbers of sources.
-
-    Args:
-        recording: S stacked scenes.
-        count: K of each scene.
-        volume: see :func:`most_sources`.
+    """Check that stacked scenes can be fitted with these numbers of sources.
 
     Raises:
         InputError: no scene, snapshots that are not finite, a noise variance that is not positive, numbers of
@@ -84,15 +74,8 @@ def noise_from_fit(
 
     .. math:: \hat\sigma^2 = \frac{f}{L M - L K - C / 2}
 
-    The K symbols of each snapshot take one complex degree of freedom each, a fitted coordinate half of one.
-
-    Args:
-        cost: f of each scene.
-        count: K of each scene, within :func:`most_sources`.
-        coordinates: C, the coordinates of all sources that were fitted
-            (:meth:`~rismusic.estimation.grid.Volume.free_coordinates`).
-        snapshots: L.
-        outputs: M.
+    The K symbols of each snapshot take one complex degree of freedom each, a fitted coordinate half of one. C
+    counts those of all sources (:meth:`~rismusic.estimation.grid.Volume.free_coordinates`).
     """
     return cost / (snapshots * (outputs - count) - coordinates / 2)
 
@@ -108,10 +91,8 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     weak directions less evenly than a diffuse field; the guess errs by a few dB at high SNR.
 
     Where the link does not colour (direct sampling, or one output), the lower half of the snapshots' singular
-    values that are not 0 is taken for noise; fewer than four of them leave half of the energy.
-
-    Returns:
-        sigma^2, positive unless the snapshots are zero, [S] float64.
+    values that are not 0 is taken for noise; fewer than four of them leave half of the energy. The result is
+    positive unless the snapshots are zero.
     """
     data = recording.snapshots.to(torch.complex128)
     link = recording.link

@@ -29,12 +29,10 @@ from rismusic.io import Recording
 
 # Pairs times snapshots up to which they are searched. The more snapshots, the more do sources differ in them.
 _MOST_PAIRS = 2**18
-# Pairs that are fitted: the best ones differ by a step of the grid.
-_FITTED = 12
+_FITTED = 12  # pairs that are fitted: the best ones differ by a step of the grid
 # Points whose energy outside the span of the other sources is below this share of it count as in it.
 _FLOOR = 1e-3
-# Points whose fields are as parallel as this, 1 - |cos|^2, count as one.
-_PARALLEL = 1e-6
+_PARALLEL = 1e-6  # points whose fields are as parallel as this, 1 - |cos|^2, count as one
 
 
 def can_search_pairs(search: GridSearch) -> bool:
@@ -53,15 +51,8 @@ def pair_sweeps(
 ) -> FitState:
     """Remove each pair of sources in turn, search it again, and keep the re-fit where it is likelier.
 
-    Args:
-        search: search of the grid for S scenes, for which :func:`can_search_pairs`.
-        start: the fit to improve, converged under the same criterion.
-        active: which entries hold a source; entries without one come last.
-        criterion: likelihood of the re-fits.
-        sweeps: maximum number of sweeps over all pairs.
-
-    Returns:
-        The fit, roughly refined where a pair changed. No scene is less likely than at the start.
+    The scenes have to be such that :func:`can_search_pairs`, and the start converged under the same
+    criterion. The fit is roughly refined where a pair changed; no scene is less likely than at the start.
     """
     device, at = active.device, start
     count, K = active.sum(-1), active.shape[1]
@@ -94,7 +85,7 @@ def pair_sweeps(
                 )
                 least, best = fit.value.view(-1, tried).min(dim=1)
                 better = (least < at.value[scenes] - MIN_GAIN_NATS).nonzero()[:, 0]
-                at = at.with_others(scenes[better], fit[better * tried + best[better]])
+                at = at.replaced(scenes[better], fit[better * tried + best[better]])
                 changed[scenes[better]] = True
         live = live[changed[live] & (count[live] > 2)]  # a single pair was compared with all others
         if len(live) == 0:
@@ -109,15 +100,7 @@ def pairs_beside(
     active: Bool[Tensor, "B C"],
     most: int,
 ) -> Int64[Tensor, "B _ 2"]:
-    """The pairs of points that explain the most energy beside C other sources, the best first.
-
-    Args:
-        recording: B scenes.
-        fields: see :func:`best_pairs`.
-        positions: azimuth, elevation, 1/range of the other sources.
-        active: which entries hold one; entries without one come last.
-        most: see :func:`best_pairs`.
-    """
+    """The pairs of points that explain the most energy beside C other sources, see :func:`best_pairs`."""
     rest = project_out(recording, positions, active)
     if positions.shape[1]:
         energy, basis = fields.abs().square().sum(-2, keepdim=True), rest.basis.to(fields.dtype)
@@ -129,13 +112,10 @@ def pairs_beside(
 def best_pairs(
     fields: Complex[Tensor, "_ T M P"], data: Complex[Tensor, "B L M"], most: int
 ) -> Int64[Tensor, "B _ 2"]:
-    """The pairs of points that explain the most energy, the best first.
+    """The pairs of points that explain the most energy, the best first; all if there are not ``most``.
 
-    Args:
-        fields: of P points at the receiver, zero for those that are left out. The first axis has length 1
-            where all scenes have the same, the second where all snapshots have.
-        data: snapshots of B scenes.
-        most: number of pairs, or all if there are fewer.
+    The fields of P points at the receiver are zero for those that are left out. Their first axis has length 1
+    where all scenes have the same, the second where all snapshots have.
     """
     gram = fields.mH @ fields
     pull = fields.mH @ data.unflatten(1, (fields.shape[1], -1)).mT

@@ -35,7 +35,7 @@ from torch import Tensor
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.devices import blocks
 from rismusic.errors import InputError
-from rismusic.estimation.calibration import _SHAPES, squared_modulus, whitened
+from rismusic.estimation.calibration import _SHAPES, field_covariance, squared_modulus, whitened
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
 from rismusic.io import Recording
@@ -51,15 +51,12 @@ _RIDGE = 1e-12
 _STEPS, _FIRST_DAMPING, _MOST_DAMPING = 15, 1e-3, 1e8
 # The fit has converged when a step is below this share of the standard deviations (root mean square).
 _TOLERANCE = 0.05
-# Step of the finite differences by the element positions, in wavelengths.
-_DIFFERENCE = 1e-4
-# Smallest standard deviation of the prior of the offsets, in wavelengths.
-_LEAST_OFFSET = 1e-4
+_DIFFERENCE = 1e-4  # step of the finite differences by the element positions, in wavelengths
+_LEAST_OFFSET = 1e-4  # smallest standard deviation of the prior of the offsets, in wavelengths
 # Largest share of the noise's degrees of freedom that the fit may take.
 _LEAST_FREEDOM = 0.1
 _LARGEST_ERROR = 0.5
-# Share of the power of all scenes beyond which the sources explain nothing.
-_MOST_UNEXPLAINED = 0.95
+_MOST_UNEXPLAINED = 0.95  # share of the power of all scenes beyond which the sources explain nothing
 # Noise variances that are tried, relative to the fitted one, where none is recorded.
 _NOISE_LEVELS = (0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.1)
 _TINY = torch.finfo(torch.float64).tiny
@@ -67,25 +64,14 @@ _TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True, eq=False)
 class PanelFit:
-    """Result of :func:`fit_panel`.
+    """Result of :func:`fit_panel`."""
 
-    Args:
-        response: 1 + e.
-        response_std: its standard deviation.
-        offsets: d in metres.
-        sources: positions of each scene.
-        noise: noise variance of each scene after the fit, with everything that the model does not explain.
-        remaining_error: root mean square of the response errors that change from snapshot to snapshot or
-            scene to scene.
-        converged: whether the fit converged.
-    """
-
-    response: Complex[Tensor, "N"]
+    response: Complex[Tensor, "N"]  # 1 + e
     response_std: Float[Tensor, "N"]
-    offsets: Float[Tensor, "N 3"]
+    offsets: Float[Tensor, "N 3"]  # d in metres
     sources: Sources
-    noise: Float[Tensor, "S"]
-    remaining_error: float
+    noise: Float[Tensor, "S"]  # noise variance after the fit, with all that the model does not explain
+    remaining_error: float  # RMS of the response errors that change between snapshots or scenes
     converged: bool
 
 
@@ -103,18 +89,14 @@ def fit_panel(
     """Fit responses, offsets and, unless they are known, the source positions.
 
     Args:
-        recording: S scenes with independent symbols, narrowband, with the nominal panel of at most
-            ``MAX_ELEMENTS``.
-        start: positions [S, K], NaN where there is no source.
+        recording: S narrowband scenes with independent symbols and the nominal panel.
+        start: positions, the true ones if ``known_positions``.
         volume: the box that bounds the positions.
         panel_error: root mean square of the relative error of the responses (prior), positive.
         position_error: standard deviation of the offsets along each axis (prior), metres; 0 for no offsets.
         remaining_error: root mean square of the errors that are treated as noise.
-        known_positions: whether the start holds the true positions.
+        known_positions: whether the positions are held.
         first: a previous fit to start from.
-
-    Raises:
-        InputError: an error that is not positive.
     """
     if not panel_error > 0:
         raise InputError("panel_error", f"must be positive; got {panel_error:g}")
@@ -159,15 +141,7 @@ class Unknowns:
 
 
 class Problem:
-    """Scenes with independent symbols; evaluates the objective and the equations of a step.
-
-    Args:
-        recording: S whitened scenes with noise variance.
-        active: which entries hold a source.
-        power: prior powers of the symbols.
-        volume: the box that bounds the positions.
-        known_positions: whether the positions are held.
-    """
+    """Scenes with independent symbols; evaluates the objective and the equations of a step."""
 
     def __init__(
         self,
@@ -185,13 +159,10 @@ class Problem:
         self.noise = recording.noise_variance.double().clamp_min(_TINY)
         self.known_positions = known_positions
         _, L, M = self.y.shape
-        # Degrees of freedom of the residual of each scene (complex).
-        self.freedom = L * M - L * active.sum(-1).double()
-        # Share of the panel's unknowns (complex) in each scene.
-        self.known = 0.0
+        self.freedom = L * M - L * active.sum(-1).double()  # of the residual of each scene (complex)
+        self.known = 0.0  # share of the panel's unknowns (complex) in each scene
         self.volume = volume
-        low, high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
-        self.low, self.high = low, high
+        self.low, self.high = (power.new_tensor(limit) for limit in (volume.lower, volume.upper))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -300,10 +271,8 @@ class _Scenes:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Add the normal equations of a scene for (e, d), without its symbols, to those of other scenes.
 
-        The symbols are optimal, so that the residual needs no projection.
-
-        Returns:
-            Coupling [4N, 3K] of (e, d) to the coordinates, and matrix and right side of the coordinates.
+        The symbols are optimal, so that the residual needs no projection. Returned are the coupling [4N, 3K]
+        of (e, d) to the coordinates, and matrix and right side of the coordinates.
         """
         N = len(self.e)
         s, C, factor, noise = self.s[i], self.C[i], self.factor[i], self.noise[i]
@@ -465,13 +434,7 @@ def _remaining_error(recording: Recording, problem: Problem, at: Unknowns) -> fl
 
 
 def error_in_new_scenes(recording: Recording, sources: Sources, fit: PanelFit) -> float:
-    """Root mean square of the response errors of a fitted panel in scenes that the fit has not seen.
-
-    Args:
-        recording: S scenes with the nominal panel.
-        sources: their positions under the fitted panel.
-        fit: of other scenes.
-    """
+    """RMS of the response errors of a fitted panel in scenes, with its sources, that the fit has not seen."""
     positions, active = unpack(sources, recording)
     plain = whitened(recording, 0.0)
     codes = fit.response if plain.codes is None else plain.codes * fit.response
@@ -499,24 +462,15 @@ def _error_in_noise(
     Such errors have the covariance of the whitening, coloured like the field, and noise is white. With
     Gaussian symbols the snapshots have the covariance of symbols, errors and noise together. In a directly
     sampled array the errors are as white as noise; they are taken to be 0 if the noise variance is not known.
-
-    Args:
-        problem: scenes that are not whitened.
-        at: the panel, and positions.
-        noise: variance of noise and errors together, where the noise variance is not known.
-        known_noise: whether the noise variance of the problem is that of the noise alone.
-        share: share of the residual that the fit has removed.
+    With ``known_noise`` the noise variance of the problem is that of the noise alone; otherwise ``noise`` is
+    that of noise and errors together. ``share`` is the share of the residual that the fit has removed.
     """
     link, y = problem.link, problem.y
     M = y.shape[-1]
     eye = torch.eye(M, dtype=y.dtype)
     if link.channel is None and not known_noise:
         return 0.0
-    spread = eye
-    if link.channel is not None:
-        reflected = 1.0 if link.codes is None else link.codes.abs().square().mean(dim=-2)[..., None, :]
-        spread = (link.channel * reflected) @ link.channel.mH
-        spread = spread * (M / spread.diagonal(dim1=-2, dim2=-1).real.sum(-1))[..., None, None]
+    spread = eye if link.channel is None else field_covariance(link.channel, link.codes)
     C = torch.cat([one.C for one in problem.model(at)])  # [S, L, M, K]
     sent = (C * torch.where(problem.active, problem.power, 0)[:, None, None]) @ C.mH
     signal = sent.diagonal(dim1=-2, dim2=-1).real.mean((1, 2))

@@ -43,23 +43,18 @@ _BEST_POINTS, _LEAST_DISTANCE = 200, 3.0
 # Nothing is tried where a new source gains no more than in noise and each of the others at least this.
 # Of 154 changes in 3,584 scenes of up to 5 sources at 0 to 15 dB, one was there, of 0.02 nats.
 _NOISE_NATS, _IMPORTANT_NATS = 10.0, 30.0
-# The fit with one source too many need not converge.
-_CROWDED = FitOptions(steps=4, tolerance=0.4)
+_CROWDED = FitOptions(steps=4, tolerance=0.4)  # the fit with one source too many need not converge
 # Trials that are worse than the current fit by more than this many nats are not re-fitted.
 _REFIT_MARGIN_NATS = 5.0
 
-# Distance of the places beside a source from it, in beam widths (depths of focus in 1/r).
-_BESIDE = 0.8
+_BESIDE = 0.8  # distance of the places beside a source from it, in beam widths (depths of focus in 1/r)
 
 # A source that is found again within this many grid steps of its position counts as unchanged.
 _UNCHANGED_STEPS = 1.5
 MIN_GAIN_NATS = 0.1
 """Least gain in log-likelihood (nats) for which a change is kept. It exceeds the error of a rough fit."""
 
-Prior = Callable[
-    [Int64[Tensor, "B"], Float[Tensor, "B K 3"], Bool[Tensor, "B K"]],
-    Float[Tensor, "B"],
-]
+Prior = Callable[[Int64[Tensor, "B"], Float[Tensor, "B K 3"], Bool[Tensor, "B K"]], Float[Tensor, "B"]]
 """Log prior probability of source positions in the scenes of the given indices."""
 
 
@@ -75,18 +70,10 @@ def relax_sweeps(
 ) -> FitState:
     """Remove each source in turn, search it again, and keep the re-fit where it is likelier.
 
-    Args:
-        search: search of the grid, or of a few candidates per scene, for S scenes.
-        start: the fit to improve, converged under the same criterion.
-        active: which entries hold a source; entries without one come last.
-        criterion: likelihood of search and re-fit.
-        sweeps: maximum number of sweeps.
-        places: number of places of each source that are re-fitted; one of them for a search of candidates.
-        prior: spatial prior. If given, the posterior decides instead of the likelihood.
-
-    Returns:
-        The fit, roughly refined where a source changed. Without a prior no scene is less likely than at the
-        start.
+    The start has converged under the same criterion; entries without a source come last. With a spatial prior
+    the posterior decides instead of the likelihood. The fit is roughly refined where a source changed;
+    without a prior no scene is less likely than at the start. ``places`` of each source are re-fitted, one of
+    them for a search of candidates.
     """
     recording, grid, at = search.recording, search.grid, start
     everyone = torch.arange(len(recording), device=active.device)
@@ -123,7 +110,7 @@ def relax_sweeps(
             # Index, among the fits that were made, of each scene's best place.
             number = (moved.flatten().cumsum(0) - 1).view_as(moved).gather(1, best[:, None])[:, 0]
             scenes = scenes[better]
-            at = at.with_others(scenes, fit[number[better]])
+            at = at.replaced(scenes, fit[number[better]])
             score[scenes], changed[scenes] = least[better], True
         live = live[changed[live]]
         if len(live) == 0:
@@ -175,12 +162,7 @@ def on_axes(positions: Float[Tensor, "*batch 3"], grid: SearchGrid) -> Float[Ten
 
 
 def beside(positions: Float[Tensor, "S K 3"], grid: SearchGrid) -> Float[Tensor, "S C 3"]:
-    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak.
-
-    Args:
-        positions: azimuth, elevation, 1/range of K sources.
-        grid: defines beam width and volume.
-    """
+    """Positions beside each source, C = 6 K: a second source within a beam width shares its peak."""
     center = on_axes(positions, grid)
     width = torch.diag(positions.new_tensor(grid.step) * grid.oversampling * _BESIDE)
     u_x, u_y, q = (center[:, :, None] + torch.cat((width, -width))).flatten(1, 2).unbind(-1)
@@ -201,18 +183,9 @@ def birth_death(
     """Add a source, re-fit, drop the least important one, and keep the result where it is likelier.
 
     A source is tried at each of three positions on its own; the best result counts. None is tried where the
-    residual is like noise and each source gains much.
-
-    Args:
-        search: search of the grid for S scenes.
-        start: the fit to improve, under the same criterion.
-        active: which entries hold a source; at least one in each scene.
-        criterion: likelihood of search and re-fits.
-        sweeps: maximum number of passes. Scenes that a pass does not change are done.
-        prior: see :func:`relax_sweeps`.
-
-    Returns:
-        The fit, roughly refined where it changed.
+    residual is like noise and each source gains much. Scenes that a pass does not change are done. Each has
+    at least one source. The start and the prior are those of :func:`relax_sweeps`; the fit is roughly refined
+    where it changed.
     """
     recording, volume, at = search.recording, search.grid.volume, start
     live = torch.arange(len(recording), device=active.device)
@@ -254,7 +227,7 @@ def birth_death(
         live, least, chosen = live[better], least[better], chosen[better]
         if len(live) == 0:
             break
-        at = at.with_others(live, fit[chosen])
+        at = at.replaced(live, fit[chosen])
         score[live] = least
     return at
 
@@ -285,15 +258,9 @@ def omp_path(
 ) -> Float[Tensor, "S K K 3"]:
     """Add the best grid point as one more source, re-fit all sources, and repeat.
 
-    Args:
-        search: search of the grid for S scenes.
-        count: number of sources of each scene.
-        criterion: likelihood of search and refinements. ``unconditional`` finds more sources below 10 dB and
-            takes about twice the time.
-
-    Returns:
-        Azimuth, elevation, 1/range. Row K - 1 starts with the K sources of that step, roughly refined; the
-        other entries are finite and meaningless.
+    Row K - 1 starts with the K sources of that step, roughly refined; the other entries are finite and
+    meaningless. The ``unconditional`` criterion finds more sources below 10 dB and takes about twice the
+    time.
     """
     recording, volume = search.recording, search.dictionary.grid.volume
     most = max(1, int(count.max()))

@@ -31,10 +31,8 @@ from rismusic.devices import memory_budget
 from rismusic.estimation.grid import find_peaks
 from rismusic.estimation.search import GridSearch, project_out
 
-# Least noise variance relative to the power per antenna, for single precision.
-_LOADING = 1e-5
-# Smaller powers, relative to the largest, are set to 0 before they become denormal numbers.
-_NOTHING = 1e-12
+_LOADING = 1e-5  # least noise variance relative to the power per antenna, for single precision
+_NOTHING = 1e-12  # smaller powers, relative to the largest, are set to 0 before they become denormal numbers
 # After _WARM iterations, only the 1 / _SHRINK of the points with the largest powers go on.
 _WARM, _SHRINK = 5, 4
 
@@ -55,7 +53,7 @@ def sbl_powers(
         snapshots: y.
         noise_variance: sigma^2.
         shared: use outer products made once for all scenes; see :func:`shares_outer`.
-        iterations: steps.
+        iterations: of the fixed point.
     """
     y = snapshots.to(torch.complex64)
     _, L, M = y.shape
@@ -84,13 +82,10 @@ def sbl_powers(
 def sbl_update(
     power: Float[Tensor, "S P"], matched: Float[Tensor, "S P"], expected: Float[Tensor, "S P"]
 ) -> Float[Tensor, "S P"]:
-    """One step of the fixed point: each power times the ratio of matched to expected energy.
+    r"""One step of the fixed point: each power times the ratio of matched to expected energy.
 
-    Args:
-        power: gamma of P points.
-        matched: sum over l of |g^H R^-1 y|^2, the energy of the snapshots at each point.
-        expected: sum over l of g^H R^-1 g, the value of ``matched`` per unit power at the fixed point. Points
-            where it is 0 get power 0.
+    They are :math:`\sum_l |g_{lp}^H R_l^{-1} y_l|^2` and :math:`\sum_l g_{lp}^H R_l^{-1} g_{lp}`. Points
+    where nothing is expected get power 0.
     """
     return power * torch.where(expected > 0, matched / expected, 0)
 
@@ -198,14 +193,7 @@ _FEWEST, _MOST_LARGE = 512, 4096
 def sbl_peaks(
     search: GridSearch, noise_variance: Float[Tensor, "S"], count: int, *, iterations: int = 15
 ) -> Float[Tensor, "S K 3"]:
-    """Azimuth, elevation and 1/range of the highest peaks of each scene's power map.
-
-    Args:
-        search: over the grid, of S scenes.
-        noise_variance: sigma^2.
-        count: K, how many peaks.
-        iterations: see :func:`~rismusic.estimation.sbl.sbl_powers`.
-    """
+    """Azimuth, elevation and 1/range of the highest peaks of each scene's power map."""
     recording, dictionary = search.recording, search.dictionary
     found = []
     for part, fields, index, shared in _dictionaries(search):

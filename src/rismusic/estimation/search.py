@@ -31,9 +31,10 @@ are summed several times faster than complex moduli. Float32 is accurate enough 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 
@@ -42,7 +43,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering
-from rismusic.devices import block_size, memory_budget
+from rismusic.devices import Batch, block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
@@ -61,8 +62,7 @@ _COINCIDENT = 1e-5
 _CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
 # Powers of a new source that are compared, relative to the largest one that the data allow.
 _POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
-# Iterations for the best power of a new source.
-_STEPS = 3
+_STEPS = 3  # iterations for the best power of a new source
 
 # Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large
 # panel only those that are this much stronger than the mean.
@@ -71,15 +71,10 @@ _STRONG, _DOMINANCE = 4, 2.0
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """The points of a grid that lie inside its volume, as columns of large matrix products.
-
-    Args:
-        grid: the grid.
-        points: [P] numbers of its points that are inside.
-    """
+    """The points of a grid that lie inside its volume, as columns of large matrix products."""
 
     grid: SearchGrid
-    points: Int64[Tensor, "P"]
+    points: Int64[Tensor, "P"]  # numbers of the points that are inside
 
     @classmethod
     def of(cls, grid: SearchGrid) -> Dictionary:
@@ -134,17 +129,9 @@ class Dictionary:
             |c_l \odot a_p|^2 - \sum_{j \le J} |v_j^H (c_l \odot a_p)|^2 \Big), \qquad
             \bar\lambda = \sum_{j > J} \frac{\lambda_j}{N - J}.
 
-        It costs J / M of the exact form, and a search only needs to know which few points to look at.
-
-        A coherent link is taken as one channel of L M outputs.
-
-        Args:
-            link: G_l.
-            columns: points.
-            strongest: result of :meth:`Strongest.of` for this link, if it is already computed.
-
-        Returns:
-            [S, L, B], with axes of length 1 where the link is the same for all.
+        It costs J / M of the exact form, and a search only needs to know which few points to look at. A
+        coherent link is taken as one channel of L M outputs. The result is [S, L, B], with axes of length 1
+        where the link is the same for all.
         """
         strongest = strongest or Strongest.of(link, self.grid.panel.size)
         if strongest.rows is None:
@@ -159,28 +146,18 @@ class Dictionary:
 
 
 @dataclass(frozen=True, eq=False)
-class Strongest:
-    r"""The strongest directions of a link; see :meth:`Dictionary.energies`.
+class Strongest(Batch):
+    r"""The strongest directions of a link; see :meth:`Dictionary.energies`."""
 
-    Args:
-        rows: :math:`\sqrt{\lambda_j - \bar\lambda}\, v_j^H \mathrm{diag}(c_l)`, [S, L, J, N]; none without
-            a channel.
-        level: energy of the other directions, [S, L, 1].
-        directions: :math:`u_j`, [S, M, J]; none where there are no rows, and with subcarriers.
-    """
-
-    rows: Complex[Tensor, "S L J N"] | None
-    level: Float[Tensor, "S L 1"]
-    directions: Complex[Tensor, "_ M J"] | None = None
+    rows: Complex[Tensor, "S L J N"] | None  # sqrt(lambda_j - mean) v_j^H diag(c_l)
+    level: Float[Tensor, "S L 1"]  # energy of the other directions
+    directions: Complex[Tensor, "_ M J"] | None = None  # u_j; none without rows, and with subcarriers
 
     @classmethod
     def of(cls, link: Link, size: int, dominance: float = 0.0) -> Strongest:
         """The strongest directions of a link from a panel of ``size`` elements.
 
-        Args:
-            link: G_l.
-            size: N.
-            dominance: least energy of a direction, relative to the mean over all; 0 for the strongest four.
+        They are those of at least ``dominance`` times the mean energy over all; with 0, the strongest four.
         """
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
@@ -214,9 +191,8 @@ class Strongest:
         rest, kept = values[..., : M - strong], values[..., M - strong :]
         rest = rest.sum(-1, keepdim=True) / max(1, N - strong)
         # A direction as weak as rounding takes no part.
-        weight = torch.where(kept > 0, 1 - rest / kept.clamp_min(torch.finfo(kept.dtype).tiny), 0).clamp_min(
-            0
-        )
+        share = rest / kept.clamp_min(torch.finfo(kept.dtype).tiny)
+        weight = torch.where(kept > 0, 1 - share, 0).clamp_min(0)
         basis = basis[..., M - strong :]
         kept_channel = weight.sqrt()[..., None] * (basis.mH @ H)
         ones = torch.ones(1, N, dtype=H.dtype, device=H.device)
@@ -246,14 +222,9 @@ class Strongest:
         others = basis.abs().square().sum((-2, -1)) - along.sum(-1)
         return 1 - others[..., None] / max(1, basis.shape[-2] - along.shape[-1]), 1 - along
 
-    def __getitem__(self, scenes: Tensor) -> Strongest:
+    def __getitem__(self, scenes: slice | Tensor | int) -> Strongest:
         """Those of some scenes; what all scenes share is kept whole."""
-        rows, level, directions = (
-            part if part is None or len(part) == 1 else part[scenes]
-            for part in (self.rows, self.level, self.directions)
-        )
-        assert level is not None
-        return Strongest(rows, level, directions)
+        return self.each(lambda part: part if len(part) == 1 else part[scenes])
 
 
 def compiled_search(grid: SearchGrid) -> ModuleType | None:
@@ -293,22 +264,12 @@ def scenes_first(value: Tensor, keep: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
-    """Data of some scenes with the sources found so far projected out.
+class Residual(Batch):
+    """Data of some scenes with the sources found so far projected out."""
 
-    Args:
-        data: x_l, [B, L, M].
-        basis: Q_l, [B, L, M, K] (L = 1 if it is the same in all snapshots); zero columns are ignored.
-        noise_variance: sigma^2 for the unconditional criterion; ``None`` for the conditional one.
-    """
-
-    data: Complex[Tensor, "B L M"]
-    basis: Complex[Tensor, "B _ M K"]
-    noise_variance: Float[Tensor, "B"] | None = None
-
-    def __getitem__(self, scenes: slice) -> Residual:
-        noise = self.noise_variance
-        return Residual(self.data[scenes], self.basis[scenes], None if noise is None else noise[scenes])
+    data: Complex[Tensor, "B L M"]  # x_l
+    basis: Complex[Tensor, "B _ M K"]  # Q_l (L = 1 if the same in all snapshots), with zero columns
+    noise_variance: Float[Tensor, "B"] | None = None  # for the unconditional criterion
 
 
 def project_out(
@@ -317,13 +278,9 @@ def project_out(
     active: Bool[Tensor, "S K"],
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Residual:
-    """Project sources out of the data.
+    """Project sources out of the data; entries without one come last.
 
-    Args:
-        recording: S scenes.
-        positions: azimuth, elevation, 1/range of the sources.
-        active: which entries hold a source; entries without one come last.
-        power_noise: powers and noise variance, for the unconditional criterion.
+    With powers and noise variance it is by the unconditional criterion.
     """
     data = recording.snapshots
     azimuth, elevation, q = positions.to(data.real.dtype).unbind(-1)
@@ -346,13 +303,7 @@ def project_out(
 
 
 class GridSearch:
-    """Search of all grid points for S scenes at once.
-
-    Args:
-        dictionary: the points.
-        recording: S scenes.
-        link: the operator of a point; that of the recording if none.
-    """
+    """Search of all grid points for S scenes at once, through the recording's link or another."""
 
     def __init__(self, dictionary: Dictionary, recording: Recording, link: Link | None = None) -> None:
         self.dictionary, self.recording = dictionary, recording
@@ -381,7 +332,7 @@ class GridSearch:
         """The search of some scenes, with the energies computed so far."""
         part = copy(self)
         part.recording, part.link = self.recording[scenes], self.link[scenes]
-        part._strongest = self._strongest[scenes] if self.link.per_scene else self._strongest
+        part._strongest = self._strongest_of(scenes)
         if self._energies is not None and self.link.per_scene:
             part._energies = {number: energy[scenes] for number, energy in self._energies.items()}
         return part
@@ -391,13 +342,8 @@ class GridSearch:
     ) -> tuple[Int64[Tensor, "B count"], Float[Tensor, "B"]]:
         """The best points for each of some scenes, the best first, and the gain of a source there.
 
-        All points are compared with nearly their energy at the receiver (see
-        :meth:`~rismusic.estimation.search.Dictionary.energies`), the leading few again with exactly theirs.
-
-        Args:
-            scenes: their numbers.
-            rest: what they are without the sources already there.
-            count: how many points.
+        All points are compared with nearly their energy at the receiver (see :meth:`Dictionary.energies`),
+        the leading few again with exactly theirs.
         """
         checked = _CHECKED if self._subarrays is None else _CHECKED_BY_SUBARRAYS
         wanted = min(max(count, checked), len(self.dictionary))
@@ -434,14 +380,7 @@ class GridSearch:
     def best_gain_beyond(
         self, scenes: Int64[Tensor, "B"], rest: Residual, center: Float[Tensor, "B 3"], angle: float
     ) -> Float[Tensor, "B"]:
-        """Log-likelihood (nats) that one more source gains at the best point away from a position.
-
-        Args:
-            scenes: their numbers.
-            rest: what they are without the sources already there.
-            center: azimuth, elevation, 1/range.
-            angle: azimuth or elevation (rad) of the points differ from those of the position by more.
-        """
+        """Log-likelihood (nats) of one more source at the best point more than an angle away."""
         best = torch.zeros(len(scenes), dtype=torch.float64, device=center.device)
         for points, part, score in self._scores(scenes, rest):
             there = torch.arange(points.start, points.stop, device=center.device)
@@ -465,14 +404,8 @@ class GridSearch:
             for start in range(0, len(scenes), step):
                 part = slice(start, start + step)
                 link = self.link[scenes[part]]
-                if self._energies is None:
-                    some = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
-                    energy = self.dictionary.energies(link, columns, some)
-                else:
-                    if number not in self._energies:
-                        self._energies[number] = self.dictionary.energies(self.link, columns, self._strongest)
-                    energy = self._energies[number]
-                    energy = energy if len(energy) == 1 else energy[scenes[part]]
+                compute = partial(self.dictionary.energies, columns=columns)
+                energy = self._energy(number, scenes[part], compute)
                 left = energy
                 for column in rest.basis[part].unbind(-1):
                     left = left - real_products(link.adjoint(column).conj(), columns).square().sum(-2)
@@ -488,16 +421,23 @@ class GridSearch:
     ) -> tuple[slice, slice, Float[Tensor, "_ _"]]:
         """The same by classes of the grid's symmetry, for all points and scenes."""
         products = compiled.class_products(self.grid)
-        if self._energies is None:
-            some = self._strongest[scenes] if self.link.per_scene else self._strongest
-            energy = compiled.energies(products, some)
-        else:
-            if 0 not in self._energies:
-                self._energies[0] = compiled.energies(products, self._strongest)
-            energy = self._energies[0]
-            energy = energy if len(energy) == 1 else energy[scenes]
+        energy = self._energy(0, scenes, lambda _, strongest: compiled.energies(products, strongest))
         worth = compiled.worth(products, self.link[scenes], rest, energy)
         return slice(0, len(self.dictionary)), slice(0, len(scenes)), worth
+
+    def _energy(
+        self, number: int, scenes: Tensor, compute: Callable[..., Tensor]
+    ) -> Float[Tensor, "_ _ *points"]:
+        """Energies of a block of points for some scenes, kept if they are to be."""
+        if self._energies is None:
+            return compute(self.link[scenes], strongest=self._strongest_of(scenes))
+        if number not in self._energies:
+            self._energies[number] = compute(self.link, strongest=self._strongest)
+        energy = self._energies[number]
+        return energy if len(energy) == 1 else energy[scenes]
+
+    def _strongest_of(self, scenes: Tensor) -> Strongest:
+        return self._strongest[scenes] if self.link.per_scene else self._strongest
 
     def _scores_by_subarrays(
         self, subarrays: Subarrays, scenes: Tensor, rest: Residual
@@ -510,7 +450,7 @@ class GridSearch:
         for start in range(0, len(scenes), step):
             part = slice(start, start + step)
             link, here = self.link[scenes[part]], rest[part]
-            strongest = self._strongest[scenes[part]] if self.link.per_scene else self._strongest
+            strongest = self._strongest_of(scenes[part])
             rows = link.adjoint(here.data).conj()
             level, directions = strongest.level.expand(-1, L, -1), strongest.rows_or_none(L, rows)
             other, share = (value.expand(-1, L, -1) for value in strongest.outside(here.basis))
@@ -538,14 +478,7 @@ class GridSearch:
 
 
 class CandidateSearch:
-    """A search of a few places in each of S scenes, whose fields at the receiver are kept.
-
-    Args:
-        grid: whose volume and steps are meant.
-        recording: S scenes.
-        places: azimuth, elevation, 1/range.
-        fields: result of :func:`received_fields`, if it is already computed.
-    """
+    """A search of a few places in each of S scenes, whose fields at the receiver are kept."""
 
     def __init__(
         self,
@@ -585,13 +518,7 @@ class CandidateSearch:
 def received_fields(
     recording: Recording, places: Float[Tensor, "B C 3"], link: Link | None = None
 ) -> Complex[Tensor, "B _ M C"]:
-    """Fields at the receiver of a unit source at some places.
-
-    Args:
-        recording: B scenes.
-        places: azimuth, elevation, 1/range of C places in each.
-        link: the operator; that of the recording if none.
-    """
+    """Fields at the receiver of a unit source at C places in each of B scenes."""
     azimuth, elevation, q = places.to(recording.snapshots.real.dtype).unbind(-1)
     return (link or recording.link).matmul(steering(recording.panel, azimuth, elevation, 1 / q))
 
@@ -600,14 +527,7 @@ def few_snapshots(link: Link, data: Complex[Tensor, "B L M"]) -> tuple[Complex[T
     """Snapshots with which a search may take the place of all L, and the number that each point counts.
 
     Snapshots through one matrix count by their sum of squares alone, which at most M others have: a point is
-    worth L times as much to them as to one snapshot with the mean.
-
-    Args:
-        link: of the B scenes.
-        data: x_l.
-
-    Returns:
-        The snapshots; 1 if each counts by itself, or L if the sum of their squares counts.
+    worth L times as much to them as to one snapshot with the mean. Others count by themselves, 1.
     """
     _, L, M = data.shape
     if link.matrices > 1:
@@ -616,12 +536,7 @@ def few_snapshots(link: Link, data: Complex[Tensor, "B L M"]) -> tuple[Complex[T
 
 
 def likelihood_gain(rest: Residual, fields: Complex[Tensor, "B _ M C"]) -> Float[Tensor, "B C"]:
-    """What a source at some places is worth to each scene, from its own field at the receiver.
-
-    Args:
-        rest: what B scenes are without the sources already there.
-        fields: of the places.
-    """
+    """What a source at some places is worth to each scene, from its own field at the receiver."""
     energy = fields.abs().square().sum(-2)
     left = energy - (rest.basis.mH @ fields).abs().square().sum(-2)
     pull = (rest.data[..., None, :].conj() @ fields)[..., 0, :].abs().square()

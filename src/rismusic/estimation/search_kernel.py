@@ -33,17 +33,12 @@ _CHUNK, _LOGARITHMS = 128, 4
 
 
 class ClassProducts:
-    """Products with the steering vectors of all points of a grid, by classes of its symmetry.
-
-    Args:
-        grid: P points of a panel of N elements.
-    """
+    """Products with the steering vectors of all points of a grid, by classes of its symmetry."""
 
     def __init__(self, grid: SearchGrid) -> None:
         self.symmetry = symmetry = Symmetry.of(grid)
-        parts = symmetry.parts(
-            torch.eye(grid.panel.size, dtype=torch.complex128)
-        ).real  # projections onto the classes
+        # Projections onto the classes.
+        parts = symmetry.parts(torch.eye(grid.panel.size, dtype=torch.complex128)).real
         values, vectors = torch.linalg.eigh(parts)
         most = int((values > 0.5).sum(-1).max())
         basis = (vectors * (values > 0.5)[:, None])[..., -most:]  # [G, N, N / G], padded with zeros
@@ -84,14 +79,7 @@ def energies(products: ClassProducts, strongest: Strongest) -> Float[Tensor, "S 
 def worth(
     products: ClassProducts, link: Link, rest: Residual, energy: Float[Tensor, "_ _ G O"]
 ) -> Float[Tensor, "S P"]:
-    """What a source at each point inside the volume is worth to S scenes.
-
-    Args:
-        products: with the points.
-        link: of the scenes.
-        rest: what they are without the sources already there.
-        energy: result of :func:`energies`, for each scene or for all.
-    """
+    """What a source at each point inside the volume is worth to S scenes; see :func:`energies`."""
     S, K = len(rest.data), rest.basis.shape[-1]
     G, orbits = products.symmetry.points.shape
     energy = energy.expand(S, -1, -1, -1)
@@ -111,12 +99,8 @@ def worth(
         if K:
             _add(products, basis[part], -1.0, left)
         _add(products, data[part], 1 / times, pull)
-        arrays = (
-            *(value.flatten(2).numpy() for value in (pull, left, sent)),
-            noise[part].numpy(),
-            out[part].numpy(),
-        )
-        call(_worth, len(sent), (*arrays, rules))
+        arrays = (*(value.flatten(2) for value in (pull, left, sent)), noise[part], out[part])
+        call(_worth, len(sent), (*(value.numpy() for value in arrays), rules))
     return times * out[:, products.inside]
 
 
@@ -130,14 +114,7 @@ def _add(
 def add_squares(
     products: list[Float[Tensor, "S R 2 O"]], each: int, sign: float, out: Float[Tensor, "S L G O"]
 ) -> None:
-    """Add sign times the squared moduli of products, summed over ``each`` rows at a time, at all images.
-
-    Args:
-        products: real and imaginary parts of each class, at one point of each orbit.
-        each: rows of a sum.
-        sign: factor of the squares.
-        out: what they are added to.
-    """
+    """Add sign times the squared moduli of products, summed over ``each`` rows at a time, at all images."""
     call(_add_squares, len(out), (tuple(part.numpy() for part in products), each, sign, out.numpy()))
 
 
@@ -178,20 +155,12 @@ def _add_squares(first, last, products, each, sign, out):
                     row[1, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
             else:
                 for o in range(orbits):
-                    a, b, c, d = (
-                        re[0, o] + re[1, o],
-                        im[0, o] + im[1, o],
-                        re[2, o] + re[3, o],
-                        im[2, o] + im[3, o],
-                    )
+                    a, b = re[0, o] + re[1, o], im[0, o] + im[1, o]
+                    c, d = re[2, o] + re[3, o], im[2, o] + im[3, o]
                     row[0, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
                     row[2, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
-                    a, b, c, d = (
-                        re[0, o] - re[1, o],
-                        im[0, o] - im[1, o],
-                        re[2, o] - re[3, o],
-                        im[2, o] - im[3, o],
-                    )
+                    a, b = re[0, o] - re[1, o], im[0, o] - im[1, o]
+                    c, d = re[2, o] - re[3, o], im[2, o] - im[3, o]
                     row[1, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
                     row[3, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
 
@@ -203,12 +172,8 @@ def _worth(first, last, pulls, lefts, energies, noises, out, rules):
     matrices, sent = lefts.shape[1], energies.shape[1]
     zero, one = np.float32(0.0), np.float32(1.0)
     a, b = np.empty((L, _CHUNK), np.float32), np.empty((L, _CHUNK), np.float32)
-    power, top, bottom = (
-        np.empty(_CHUNK, np.float32),
-        np.empty(_CHUNK, np.float32),
-        np.empty(_CHUNK, np.float32),
-    )
-    product = np.empty(_CHUNK)
+    power, product = np.empty(_CHUNK, np.float32), np.empty(_CHUNK)
+    top, bottom = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
     for s in range(first, last):
         known = noises[s] > 0
         scale = one / noises[s] if known else one

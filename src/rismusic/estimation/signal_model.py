@@ -28,26 +28,15 @@ from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, SymbolModel, Wave
 
-# Scenes that are fitted, evenly spread over the recording, and sources in each.
-_SCENES, _SOURCES = 8, 3
+_SCENES, _SOURCES = 8, 3  # scenes that are fitted, evenly spread over the recording, and sources in each
 # Settings of these fits.
 _QUICK: dict[str, Any] = {"method": "omp", "criterion": "conditional", "oversampling": 1.6}
-# Trial frequencies for each snapshot.
-_OVERSAMPLED = 4
-# Smallest noise variance of an output, over the median of all outputs.
-_LEAST_NOISE = 0.01
+_OVERSAMPLED = 4  # trial frequencies for each snapshot
+_LEAST_NOISE = 0.01  # smallest noise variance of an output, over the median of all outputs
 
 
 def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
-    """The recording with the wave and the symbols that the settings ask for.
-
-    Args:
-        recording: S scenes.
-        spec: its ``wave`` and ``symbols``, and the search volume.
-
-    Raises:
-        InputError: known symbols of a recording without pilots.
-    """
+    """The recording with the wave and the symbols that the settings ask for."""
     if spec.symbols == "known" and recording.pilots is None:
         raise InputError("symbols", "known symbols need a recording with pilots; it has none")
     if spec.symbols == "independent" or spec.symbols == "correlated" or spec.symbols == "constant":
@@ -64,17 +53,10 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
 
 
 def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
-    """The settings without an angle that a line of elements cannot tell.
+    """The settings without an angle that a line of elements cannot tell; those with fewer unknowns stay.
 
     The data of a line depend on the angle to the line only. The elevation is held at 0, or the azimuth for a
     line nearer to the vertical.
-
-    Args:
-        spec: the settings; if their ``unknowns`` are fewer than three, they stay.
-        panel: N elements.
-
-    Raises:
-        InputError: azimuths of 90 degrees and more for a planar array.
     """
     if panel.is_planar and spec.azimuth_max_deg >= 90:
         raise InputError(
@@ -94,10 +76,6 @@ def with_output_noise(recording: Recording, sources: Sources) -> Recording:
 
     .. math:: \hat\sigma_m^2 = \frac{1}{L - K} \sum_l |y_{lm} - [G_l A \hat s_l]_m|^2, limited to at least
     1/100 of their median.
-
-    Args:
-        recording: S scenes; a noise variance or covariance in it is replaced.
-        sources: positions of a first fit [S, K], NaN where there is no source.
     """
     made = replace(recording, noise_covariance=None).stacked()
     positions, active = unpack(sources, made)
@@ -131,12 +109,7 @@ def as_fitted(recording: Recording) -> Recording:
 
 
 def evidence_of_waves(recording: Recording, spec: LocateSpec | None = None) -> dict[Wave, float]:
-    """Log evidence (nats) of each form of the wave, summed over some scenes; larger is more probable.
-
-    Args:
-        recording: S scenes; its wave is not used.
-        spec: the search volume; the default one if none.
-    """
+    """Log evidence (nats) of each form of the wave, summed over some scenes; larger is more probable."""
     some = _some_scenes(recording)
     return {
         wave: float(_evidence(replace(some, wave=wave).stacked(), spec or LocateSpec()).sum())
@@ -145,12 +118,7 @@ def evidence_of_waves(recording: Recording, spec: LocateSpec | None = None) -> d
 
 
 def evidence_of_symbols(recording: Recording, spec: LocateSpec | None = None) -> dict[SymbolModel, float]:
-    """Log evidence (nats) of independent and of constant symbols, summed over some scenes.
-
-    Args:
-        recording: S scenes; its model of the symbols is not used.
-        spec: the search volume; the default one if none.
-    """
+    """Log evidence (nats) of independent and of constant symbols, summed over some scenes."""
     some = replace(_some_scenes(recording), pilots=None)
     models: tuple[SymbolModel, ...] = ("independent", "constant")
     return {
@@ -171,11 +139,6 @@ def free_symbols_p_value(recording: Recording, sources: Sources, spec: LocateSpe
     has an F distribution with :math:`\nu - \nu_\mathrm{free}` and :math:`\nu_\mathrm{free}` degrees of
     freedom. With free symbols the sources are searched anew; p is multiplied by the number of grid points for
     each of them.
-
-    Args:
-        recording: S scenes with constant or known symbols.
-        sources: their sources [S, K], NaN where there is none.
-        spec: the search volume.
 
     Returns:
         p; NaN where the free symbols of K sources explain any data.
@@ -210,11 +173,6 @@ def frequency_offset(recording: Recording, sources: Sources, spec: LocateSpec) -
     :math:`|\sum_l a^H G_l^H y_l e^{-j \omega l}|`. The snapshots are turned back by the :math:`\omega` of the
     largest of them, and as many sources, at least one, are searched anew. In noise, the log-likelihood ratio
     exceeds t with a probability of at most :math:`e^{-t}` for each point and each :math:`\omega`.
-
-    Args:
-        recording: S scenes with constant symbols, on one subcarrier.
-        sources: their sources [S, K], NaN where there is none.
-        spec: the search volume.
     """
     free = replace(recording, symbols="independent", pilots=None).stacked()
     quick = spec.replace(**_QUICK)

@@ -37,9 +37,7 @@ from rismusic.estimation.likelihood import SufficientStatistics
 class Directions:
     """Derivatives of the source covariance and of the fields by n unknowns, as vectors u and v of length D.
 
-    Args:
-        u: [S, n, D] complex; D is K, or K + 3K with the derivatives by the coordinates.
-        v: [S, n, D] complex.
+    D is K, or K + 3K with the derivatives by the coordinates.
     """
 
     u: Complex[Tensor, "S n D"]
@@ -135,12 +133,8 @@ def correlated_information(
 ) -> Float[Tensor, "S U U"]:
     r"""Fisher information of Gaussian data with covariances :math:`R_l = C_l P C_l^H + \sigma^2 I`.
 
-    Args:
-        gram: as for :func:`~rismusic.estimation.likelihood.fisher_information`, with derivatives.
-        P: Hermitian, positive semidefinite; zero in rows and columns without a source.
-        noise_variance: sigma^2.
-        antennas: M.
-        repeats: how many snapshots each of the matrices stands for.
+    As :func:`~rismusic.estimation.likelihood.fisher_information`, with derivatives. P is Hermitian and
+    positive semidefinite, zero in rows and columns without a source.
 
     Returns:
         J for the 3K coordinates, the K log powers, real and imaginary parts of the K (K - 1) / 2 correlation
@@ -153,18 +147,10 @@ def correlated_information(
 def correlated_unconditional(
     stats: SufficientStatistics, T: Complex[Tensor, "S K K"], noise_variance: Float[Tensor, "S"]
 ) -> tuple[Float[Tensor, "S"], Float[Tensor, "S U"], Float[Tensor, "S U U"]]:
-    r"""Negative unconditional log-likelihood of correlated sources, its gradient and Fisher information.
+    r"""Negative unconditional log-likelihood (nats) of correlated sources, its gradient and information.
 
     The unknowns are the 3K coordinates (where the statistics hold derivatives), :math:`\log T_{kk}`, real and
     imaginary parts of T below its diagonal, and :math:`\log\sigma^2`: U = 3K + K^2 + 1, or K^2 + 1.
-
-    Args:
-        stats: with derivatives or without.
-        T: lower triangular, :math:`P = T T^H`.
-        noise_variance: sigma^2.
-
-    Returns:
-        Value in nats, gradient and Fisher information.
     """
     L, K, D = stats.energy.shape[1], T.shape[-1], stats.gram.shape[-1]
     inverse = _Inverse(stats.gram, T, noise_variance)

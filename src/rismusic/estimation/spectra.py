@@ -48,7 +48,7 @@ from torch import Tensor
 
 from rismusic.array import Panel, steering, steering_with_log_derivatives
 from rismusic.covariance import Covariance
-from rismusic.devices import block_size, blocks
+from rismusic.devices import Batch, block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt
@@ -62,12 +62,11 @@ _TOLERANCE = 1e-7
 # Grid points whose steering vector keeps less than this share of its energy after the projection coincide
 # with a source that has been found.
 _LEFT = 0.05
-# How far Newton's method may move from a point of the grid, in beam widths.
-_REACH = 0.5
+_REACH = 0.5  # how far Newton's method may move from a point of the grid, in beam widths
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Batch):
     """A spatial spectrum of each scene: a quadratic form of the steering vector.
 
     Args:
@@ -161,10 +160,6 @@ class Spectrum:
         A = steering(panel, azimuth, elevation, range).to(self.vectors.dtype)
         projected = self.vectors.mH @ A
         return torch.view_as_real(projected).square().sum((-3, -1))
-
-    def __getitem__(self, scenes: slice | Tensor | int) -> Spectrum:
-        """The spectra of some scenes."""
-        return Spectrum(self.vectors[scenes], self.scale[scenes], self.sharp)
 
     def _check(self, panel: Panel) -> None:
         if panel.size != self.vectors.shape[-2]:
@@ -295,10 +290,8 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
 class NewtonOptions:
     """Options of Newton's method on a spectrum.
 
-    Args:
-        steps: maximum number of steps. A few are enough where a maximum-likelihood fit follows.
-        each: whether RAP-MUSIC refines each source on the unprojected spectrum before it searches the next
-            one. All sources are refined there at the end in any case.
+    RAP-MUSIC refines each source before it searches the next one unless ``each`` is off, and all at the end.
+    A few steps are enough where a maximum-likelihood fit follows.
     """
 
     steps: int = 40
@@ -310,20 +303,12 @@ TO_CONVERGENCE = NewtonOptions()
 
 @dataclass(frozen=True, eq=False)
 class RefinedPeaks:
-    """Refined positions of K peaks.
+    """Refined positions of K peaks."""
 
-    Args:
-        azimuth: [..., K] radians.
-        elevation: [..., K] radians.
-        range: [..., K] metres.
-        explained: [..., K] f at the peak, not below that at the start.
-        converged: [..., K] whether Newton's method converged.
-    """
-
-    azimuth: Float[Tensor, "*batch K"]
-    elevation: Float[Tensor, "*batch K"]
-    range: Float[Tensor, "*batch K"]
-    explained: Float[Tensor, "*batch K"]
+    azimuth: Float[Tensor, "*batch K"]  # radians
+    elevation: Float[Tensor, "*batch K"]  # radians
+    range: Float[Tensor, "*batch K"]  # metres
+    explained: Float[Tensor, "*batch K"]  # f at the peak, not below that at the start
     converged: Bool[Tensor, "*batch K"]
 
 
@@ -339,24 +324,12 @@ def newton(
     options: NewtonOptions = TO_CONVERGENCE,
     reach: float = 1.0,
 ) -> RefinedPeaks:
-    """Refine the start of each peak by a damped Newton's method within the volume.
+    """Refine the start of each peak, in radians and metres, by a damped Newton's method within the volume.
 
     Starts outside the volume are moved to its boundary first. The method works in double precision, since f
-    is too flat at its maximum for single precision.
-
-    Args:
-        spectrum: of each scene, [...].
-        panel: N elements.
-        volume: the box that bounds azimuth, elevation and 1 / range.
-        azimuth: radians, [..., K].
-        elevation: radians.
-        range: metres.
-        options: options of Newton's method.
-        reach: largest distance between start and peak in each coordinate, in beam widths (depths of focus in
-            1/range), so that the method does not move to the peak of another source.
-
-    Returns:
-        Positions in the precision of ``azimuth``.
+    is too flat at its maximum for single precision; the results have the precision of ``azimuth``. ``reach``
+    is the largest distance between start and peak in each coordinate, in beam widths (depths of focus in
+    1/range), so that the method does not move to the peak of another source.
 
     Raises:
         InputError: a reach that is not positive; a panel that does not fit the spectrum.
@@ -453,12 +426,6 @@ def rap_music(
     The cost is that of K searches of the grid. Each source depends on those before it, so this is a loop over
     the sources; all scenes take each turn together.
 
-    Args:
-        spectrum: of each scene, [...].
-        grid: the search grid.
-        count: K, below N.
-        options: options of Newton's method.
-
     Returns:
         Positions [..., K] in the order in which they were found.
 
@@ -512,17 +479,7 @@ def rap_music_sources(
     *,
     options: NewtonOptions = TO_CONVERGENCE,
 ) -> tuple[Sources, Bool[Tensor, "S"]]:
-    """RAP-MUSIC for a number of sources that differs between scenes.
-
-    Args:
-        spectrum: of each scene.
-        grid: the search grid.
-        count: K of each scene.
-        options: options of Newton's method.
-
-    Returns:
-        Positions [S, K_max] in float64, NaN where there is no source; whether Newton's method converged.
-    """
+    """RAP-MUSIC for as many sources as each scene has, and whether Newton's method converged."""
     most = max(1, int(count.max()))
     peaks = rap_music(spectrum, grid, most, options=options)
     absent = torch.arange(most, device=count.device) >= count[:, None]

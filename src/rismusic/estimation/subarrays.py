@@ -38,14 +38,10 @@ from rismusic.estimation.grid import SearchGrid, from_cosines
 
 # Size of a dictionary, N P, from which on subarrays take its place: between 20 x 20 and 24 x 24 elements.
 _LARGE = 2**23
-# Points of a subarray per width of its beam and focus.
-_OVERSAMPLING = 5.0
-# Largest number of elements of a subarray that is not divided again.
-_LEAF = 64
-# Points over which the depth of focus of a subarray is averaged.
-_PROBES = 100
-# Size of a block of products, which stays in the cache of a processor.
-_BLOCK = 2**17
+_OVERSAMPLING = 5.0  # points of a subarray per width of its beam and focus
+_LEAF = 64  # largest number of elements of a subarray that is not divided again
+_PROBES = 100  # points over which the depth of focus of a subarray is averaged
+_BLOCK = 2**17  # size of a block of products, which stays in the cache of a processor
 
 
 # Subarrays take 200 bytes for each point of the grid, hence of two grids only.
@@ -67,34 +63,19 @@ def subarrays_of(grid: SearchGrid) -> Subarrays | None:
 
 @dataclass(frozen=True, eq=False)
 class Subarrays:
-    """A panel, or a part of one, and its subarrays.
-
-    Args:
-        children: the subarrays.
-        cells: [P, children] which point of each stands for each of P points, counted through all children.
-        real: [P, children] real part of the factor of that point.
-        imaginary: [P, children] its imaginary part.
-        norm: [P] norm of the steering vectors, relative to the amplitude at the centre.
-    """
+    """A panel, or a part of one, and its subarrays."""
 
     children: tuple[Subarrays | Leaf, ...]
-    cells: Int32[Tensor, "P children"]
-    real: Float[Tensor, "P children"]
-    imaginary: Float[Tensor, "P children"]
-    norm: Float[Tensor, "P"]
+    cells: Int32[Tensor, "P children"]  # point of each child, counted through all, for each point
+    real: Float[Tensor, "P children"]  # real part of the factor of that point
+    imaginary: Float[Tensor, "P children"]  # its imaginary part
+    norm: Float[Tensor, "P"]  # norm of the steering vectors, relative to the amplitude at the centre
 
     @classmethod
     def of(
         cls, panel: Panel, members: Int64[Tensor, "n"], points: Float[Tensor, "P 3"], divisions: int
     ) -> Subarrays:
-        """Divide some elements of a panel.
-
-        Args:
-            panel: the panel.
-            members: numbers of the elements.
-            points: positions in the panel frame, in metres.
-            divisions: how often the elements are halved.
-        """
+        """Divide some elements by halving them several times, for points in the panel frame (m)."""
         distance = (points - panel.elements[members].mean(0)).norm(dim=1)
         children: list[Subarrays | Leaf] = []
         cells, factors, done = [], [], 0
@@ -159,17 +140,11 @@ class Subarrays:
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """A subarray that is not divided.
+    """A subarray that is not divided."""
 
-    Args:
-        members: [n] numbers of its elements.
-        waves: [P, 2n] real parts, then imaginary parts of the waves of P points, relative to the centre.
-        norm: [P] their norms.
-    """
-
-    members: Int64[Tensor, "n"]
-    waves: Float[Tensor, "P n2"]
-    norm: Float[Tensor, "P"]
+    members: Int64[Tensor, "n"]  # numbers of its elements
+    waves: Float[Tensor, "P n2"]  # real, then imaginary parts, relative to the centre
+    norm: Float[Tensor, "P"]  # their norms
 
     @classmethod
     def of(cls, panel: Panel, members: Int64[Tensor, "n"], points: Float[Tensor, "P 3"]) -> Leaf:

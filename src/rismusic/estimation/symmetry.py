@@ -27,31 +27,20 @@ from rismusic.array import Panel
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import compiled_fits
 
-# Tolerance of the position of a mirrored element, in wavelengths.
-_SAME = 1e-6
-# Fewer rows take longer to reach oneDNN than they gain.
-_MANY_ROWS = 16
+_SAME = 1e-6  # tolerance of the position of a mirrored element, in wavelengths
+_MANY_ROWS = 16  # fewer rows take longer to reach oneDNN than they gain
 
 
 @dataclass(frozen=True, eq=False)
 class Symmetry:
-    """Symmetry group of G = 2^m reflections s, the identity first, and its G classes c.
+    """Symmetry group of G = 2^m reflections s, the identity first, and its G classes c."""
 
-    Args:
-        signs: characters chi_c(s), [G, G].
-        pairs: class of the product of two characters, chi_a chi_b, [G, G].
-        elements: index of the image of each element, [G, N].
-        points: indices of the images of one point of each of O orbits, [G, O].
-        share: 1 over the multiplicity of a point among its images, [O].
-        back: index of each of the P points in ``points``, flattened, [P].
-    """
-
-    signs: Float[Tensor, "G G"]
-    pairs: Int64[Tensor, "G G"]
-    elements: Int64[Tensor, "G N"]
-    points: Int64[Tensor, "G O"]
-    share: Float[Tensor, "O"]
-    back: Int64[Tensor, "P"]
+    signs: Float[Tensor, "G G"]  # characters chi_c(s)
+    pairs: Int64[Tensor, "G G"]  # class of the product of two characters, chi_a chi_b
+    elements: Int64[Tensor, "G N"]  # index of the image of each element
+    points: Int64[Tensor, "G O"]  # indices of the images of one point of each of O orbits
+    share: Float[Tensor, "O"]  # 1 over the multiplicity of a point among its images
+    back: Int64[Tensor, "P"]  # index of each of the P points in ``points``, flattened
 
     @classmethod
     def of(cls, grid: SearchGrid) -> Symmetry:
@@ -117,11 +106,7 @@ def onednn_linear(
 
 
 class ConstantMatrices:
-    """One matrix for each class, with which many rows are multiplied in single precision.
-
-    Args:
-        matrices: the matrices.
-    """
+    """One matrix for each class, with which many rows are multiplied in single precision."""
 
     def __init__(self, matrices: Float[Tensor, "G K O"]) -> None:
         self.matrices = matrices

@@ -6,9 +6,9 @@ Scripts of users read the names of these columns; new ones are added behind the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,58 +66,24 @@ def columns_of(pose: Tensor | None) -> tuple[str, ...]:
 
 
 def position_rows(estimate: Estimate, *, first_scene: int = 0) -> list[Position]:
-    """A row for each source, scene by scene, the strongest first.
-
-    Args:
-        estimate: from :func:`rismusic.locate`.
-        first_scene: number of its first scene.
-    """
-    sources = estimate.sources
-    rows = []
-    exists, status = estimate.existence_probability, estimate.status
-    point, bars = None, None
+    """A row for each source, scene by scene, the strongest first."""
+    kind: Callable[..., Position] = Position
+    angles = estimate.azimuth_deg, estimate.elevation_deg, estimate.range_m
+    bars = estimate.azimuth_std_deg, estimate.elevation_std_deg, estimate.range_std_m
+    columns = [*angles, *bars, estimate.snr_db, estimate.range_lower_m, estimate.existence_probability]
+    room: list[Tensor] = []
     if estimate.pose is not None:
-        far = sources.range.isinf()[..., None]
-        point = estimate.position_room.masked_fill(far, math.nan)
-        bars = estimate.position_covariance_room.diagonal(dim1=-2, dim2=-1).sqrt()
-    scenes, slots = sources.active.nonzero().unbind(-1)
-    fields = (
-        sources.azimuth,
-        sources.elevation,
-        sources.range,
-        *estimate.std.unbind(-1),
-        estimate.snr_db,
-        estimate.range_lower_m,
-        exists,
-    )
-    columns = [field[scenes, slots].tolist() for field in fields]
-    for scene, source, *values in zip(scenes.tolist(), slots.tolist(), *columns, strict=True):
-        azimuth, elevation, distance, azimuth_std, elevation_std, range_std, power, lower, exists_here = (
-            values
-        )
-        row = Position(
-            scene=first_scene + scene,
-            source=source,
-            azimuth_deg=math.degrees(azimuth),
-            elevation_deg=math.degrees(elevation),
-            range_m=distance,
-            azimuth_std_deg=math.degrees(azimuth_std),
-            elevation_std_deg=math.degrees(elevation_std),
-            range_std_m=range_std,
-            power_db=power,
-            range_lower_m=lower,
-            existence_probability=exists_here,
-            status=status[scene],
-        )
-        if point is not None and bars is not None:
-            row = RoomPosition(**asdict(row), **_room(point[scene, source], bars[scene, source]))
-        rows.append(row)
-    return rows
-
-
-def _room(point: Tensor, bars: Tensor) -> dict[str, Any]:
-    values = (*point.tolist(), *bars.tolist())
-    return dict(zip(ROOM_COLUMNS[len(COLUMNS) :], values, strict=True))
+        kind = RoomPosition
+        point = estimate.position_room.masked_fill(estimate.range_m.isinf()[..., None], math.nan)
+        std = estimate.position_covariance_room.diagonal(dim1=-2, dim2=-1).sqrt()
+        room = [*point.unbind(-1), *std.unbind(-1)]
+    scenes, slots = estimate.sources.active.nonzero().unbind(-1)
+    values = [column[scenes, slots].tolist() for column in (*columns, *room)]
+    status, count = estimate.status, len(columns)
+    return [
+        kind(first_scene + scene, source, *row[:count], status[scene], *row[count:])
+        for scene, source, *row in zip(scenes.tolist(), slots.tolist(), *values, strict=True)
+    ]
 
 
 def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str, object]]:

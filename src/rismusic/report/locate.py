@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rismusic.crb import Bound, conditional_crb, unconditional_crb
+from rismusic.devices import concatenate
 from rismusic.errors import InputError
 from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.grid import Volume
@@ -333,11 +334,9 @@ def compare(recording: Recording, located: Estimate) -> Comparison | None:
 
 def joined(parts: list[Comparison]) -> tuple[Match, Bound | None]:
     """The matches and bounds of all blocks together; no bound if a block has none."""
-    whole = Match(
-        **{f.name: torch.cat([getattr(part.match, f.name) for part in parts]) for f in fields(Match)}
-    )
     bounds = [part.bound for part in parts if part.bound is not None]
-    return whole, Bound.joined(bounds) if len(bounds) == len(parts) else None
+    whole = concatenate([part.match for part in parts])
+    return whole, concatenate(bounds) if len(bounds) == len(parts) else None
 
 
 def _bound(recording: Recording) -> tuple[Bound | None, str]:
