@@ -123,14 +123,14 @@ FAULTS = (
         "explained by sources.",
     ),
     SourceFault(
-        "loading_per_element",
+        "limit_divided_by_the_loading",
         "factor or unit",
         "covariance.py",
         "conditioning",
-        "loading = noise.clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))",
-        "loading = (noise / N).clamp_max(IDENTITY_MAX / (1 - IDENTITY_MAX))",
-        "The loading is divided by the number of elements here and again where it is applied: R_blend and "
-        "R_true are hardly loaded.",
+        "torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) * (1 + loading))",
+        "torch.minimum(shrinkage, 1 - (1 - IDENTITY_MAX) / (1 + loading))",
+        "The largest shrinkage is computed with the reciprocal of the factor of the loading, so that up to "
+        "half of R_blend and R_true is the identity, not a quarter.",
     ),
     SourceFault(
         "separation_to_either_side",
@@ -307,14 +307,20 @@ FAULTS = (
         "are validated and saved.",
     ),
     SourceFault(
-        "best_loss_to_one_digit",
-        "dtype or precision",
+        "best_is_asked_before_it_is_set",
+        "stale or shared state",
         "nn/train.py",
         "Trainer._save_weights",
-        "spec, state, learner, loss = self.spec, self.state, self.learner, validation.loss",
-        "spec, state, learner, loss = self.spec, self.state, self.learner, round(validation.loss, 1)",
-        "The validation loss is rounded to the digit that is of interest to a reader: the best weights are "
-        "replaced only by those that are better by a tenth.",
+        "        if math.isfinite(loss) and (state.best is None or loss < state.best):\n"
+        "            state.best, state.best_epoch = loss, state.epoch\n"
+        '        notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(loss)}\n'
+        "        is_best = state.best is None or state.best_epoch == state.epoch\n",
+        "        is_best = state.best is None or state.best_epoch == state.epoch\n"
+        "        if math.isfinite(loss) and (state.best is None or loss < state.best):\n"
+        "            state.best, state.best_epoch = loss, state.epoch\n"
+        '        notes = {"epoch": str(state.epoch), "validation_loss": json.dumps(loss)}\n',
+        "Whether an epoch is the best is asked before its loss is compared: after the first epoch none is, "
+        "and the weights of the first are kept as the best ones.",
     ),
     # Settings.
     SourceFault(
