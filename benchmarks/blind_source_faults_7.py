@@ -1,7 +1,9 @@
 """A seventh set of faults in the package as source edits, made by someone who had not seen the doctor.
 
 Like :mod:`blind_source_faults`: each replaces one string that occurs exactly once in its file and changes a
-short training (``blind_doctor_faults.py --check --set 7`` verifies both). So that no convenient ones are
+short training. All do with the panel of 8 x 8 elements that the doctor is run with. With the larger one of
+``blind_doctor_faults.py --check --set 7``, ``false_alarms_are_free`` changes nothing: the few epochs of that
+training never find too many sources. So that no convenient ones are
 chosen, the place and the class of mistake of each were drawn at random first, without replacement within the
 areas below, and the edit was written for the pair; where a class cannot occur at a place (a complex conjugate
 of real numbers), would change nothing, or gives an edit of an earlier set, the next class of the drawn order
