@@ -3,11 +3,12 @@
 Like :mod:`blind_source_faults`: each replaces one string that occurs exactly once in its file and changes a
 short training. All do with the panel of 8 x 8 elements that the doctor is run with. With the larger one of
 ``blind_doctor_faults.py --check --set 7``, ``false_alarms_are_free`` changes nothing: the few epochs of that
-training never find too many sources. So that no convenient ones are
-chosen, the place and the class of mistake of each were drawn at random first, without replacement within the
-areas below, and the edit was written for the pair; where a class cannot occur at a place (a complex conjugate
-of real numbers), would change nothing, or gives an edit of an earlier set, the next class of the drawn order
-was taken. What is drawn may be plain or subtle.
+training never find too many sources.
+
+So that no convenient ones are chosen, the place and the class of mistake of each were drawn at random first,
+without replacement within the areas below, and the edit was written for the pair; where a class cannot occur
+at a place (a complex conjugate of real numbers), would change nothing, or gives an edit of an earlier set,
+the next class of the drawn order was taken. What is drawn may be plain or subtle.
 """
 
 from __future__ import annotations
