@@ -5,8 +5,9 @@
 scripts of ``blind_module_faults.py``, each in a process of its own, and store every report under ``--out``.
 ``--set 2`` takes the edits and the scripts of the second set, ``blind_source_faults_2.py`` and
 ``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one. The sixth
-set has scripts only (``--modules --set 6``); ``blind_module_faults_6.py --check`` checks them.
-``--table`` joins the reports with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
+set has scripts only (``--modules --set 6``); ``blind_module_faults_6.py --check`` checks them. The seventh
+has edits only (``--source --set 7``).
+``--table`` joins the reports of set 1 or 7 with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
 
@@ -256,6 +257,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.number == 6 and (options.check or options.source):
         parser.error("set 6 has no edits of the package; blind_module_faults_6.py --check checks its scripts")
+    if options.number == 7 and options.modules:
+        parser.error("set 7 has no scripts")
     torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
     suffix = "" if options.number == 1 else f"_{options.number}"
@@ -284,17 +287,23 @@ def main() -> None:
         for name in names[part::parts]:
             store(options.out / "modules", name, forked(PACKAGE.parent, script, name))
     if options.table:
-        table(options.out)
+        table(options.out, options.number)
 
 
-def table(out: Path) -> None:
-    """Write the verdicts, with the time of each run, as a table."""
+def table(out: Path, number: int) -> None:
+    """Write the verdicts of a set, with the time of each run, as a table.
+
+    The names of the verdicts of later sets begin with the number of the set.
+    """
     verdicts = json.loads((MEASURED / "doctor_blind_verdicts.json").read_text())
-    with (MEASURED / "doctor_blind.csv").open("w", newline="") as file:
+    prefix, suffix = ("", "") if number == 1 else (f"{number}/", f"_{number}")
+    with (MEASURED / f"doctor_blind{suffix}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("set", "case", "verdict", "seconds", "what_the_report_says"))
         for key, (verdict, words) in verdicts.items():
-            kind, _, name = key.partition("/")
+            if key[0].isdigit() != bool(prefix) or not key.startswith(prefix):
+                continue
+            kind, _, name = key.removeprefix(prefix).partition("/")
             first = (out / kind / f"{name}.txt").read_text().splitlines()[0]
             writer.writerow((kind, name, verdict, first.split(", ")[1].removesuffix(" s"), words))
 
