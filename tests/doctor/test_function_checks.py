@@ -41,6 +41,17 @@ def half_precision(monkeypatch):
     return ("tensors", "rounded to half precision")
 
 
+def without_averages(monkeypatch):
+    own = Learner.tensors
+    kept = {"weights", "taken"}
+    monkeypatch.setattr(
+        Learner,
+        "tensors",
+        lambda self: {n: v for n, v in own(self).items() if n.partition("/")[0] in kept},
+    )
+    return ("tensors", "number of missing tensors")
+
+
 def one_side(monkeypatch):
     own = scene._positions
 
@@ -69,7 +80,8 @@ def loading_of_the_shrinkage(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "plant", [exchanged, half_precision, one_side, other_optimizer, loading_of_the_shrinkage]
+    "plant",
+    [exchanged, half_precision, without_averages, one_side, other_optimizer, loading_of_the_shrinkage],
 )
 def test_the_innermost_wrong_function_is_named(monkeypatch, plant):
     words = plant(monkeypatch)

@@ -70,7 +70,7 @@ def test_a_change_must_hold_in_every_case():
     [
         (lambda e: 0 * e, "it is 0"),
         (lambda e: -e, "wrong sign"),
-        (lambda e: 1 - e, "a similarity for an error"),
+        (lambda e: 1 - e, "1 minus that of the definition"),
         (lambda e: 0.37 * e, "0.37 times"),
         (lambda e: e + 0.2, "higher by 0.2"),
         (lambda e: e.roll(1), "(or row) before"),

@@ -1031,7 +1031,9 @@ def _state(self: Any, result: Mapping[str, Tensor]) -> Any:
     kinds = {"weights": self.weights, "average": self.average}
     own = {f"{kind}/{name}": value for kind, some in kinds.items() for name, value in some.items()}
     own["taken"] = self.taken
-    return {name: (result[name], value) for name, value in own.items()}
+    missing = torch.tensor(float(len(own.keys() - result.keys())))
+    found = {name: (result[name], value) for name, value in own.items() if name in result}
+    return {**found, "number of missing tensors": (missing, torch.zeros_like(missing))}
 
 
 @_of("nn.learner:Learner._norms")

@@ -102,10 +102,10 @@ _LEFT_OUT, _ONE_ALONE, _OVER_AXES = (
 _KNOWN = _LEFT_OUT | _ONE_ALONE | _OVER_AXES | frozenset(_OPERATIONS)
 # What a value may be in terms of the right one.
 _WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
-    "0 in every case (an exception swallowed, or a mask?)": torch.zeros_like,
+    "0 in every case": torch.zeros_like,
     "of the wrong sign": torch.neg,
     "conjugated": torch.conj,
-    "1 minus that of the definition (a similarity for an error)": lambda x: 1 - x,
+    "1 minus that of the definition": lambda x: 1 - x,
     "the root of that of the definition": lambda x: x.abs().sqrt(),
     "the square of that of the definition": torch.square,
     "that of the definition inverted": lambda x: 1 / x,

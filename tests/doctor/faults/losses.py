@@ -82,7 +82,7 @@ FAULTS = (
         3,
         "exception swallowed",
         "A structure loss returns 0 because an exception was swallowed.",
-        ("exception swallowed",),
+        ("it is 0 in every case",),
         function(subspace_leakage, _swallowed),
     ),
     Fault(
