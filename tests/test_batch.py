@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rismusic.devices import Batch, choose, concatenate
+from rismusic.batch import Batch, choose, concatenate
 
 
 @dataclass(frozen=True, eq=False)

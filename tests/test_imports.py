@@ -18,7 +18,7 @@ ROOT = Path(rismusic.__file__).parent
 # place of its own, before the rest of its package.
 ORDER = [
     ["version", "errors", "text", "interruption"],
-    ["files", "registry", "devices"],
+    ["files", "registry", "devices", "batch"],
     ["parallel"],
     ["spec"],
     ["array", "partial"],

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.devices import Batch
+from rismusic.batch import Batch
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.operator import Link

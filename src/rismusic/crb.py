@@ -23,7 +23,8 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import Panel, steering_with_log_derivatives
-from rismusic.devices import Batch, blocks
+from rismusic.batch import Batch
+from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active

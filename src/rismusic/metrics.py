@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.array import wrapped
+from rismusic.batch import Batch
 from rismusic.crb import Bound
-from rismusic.devices import Batch
 from rismusic.errors import InputError
 from rismusic.sources import Sources
 from rismusic.text import short_repr

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import ArrayLike, Panel, check_tensors, direction, from_db, steering, to_tensor
-from rismusic.devices import Batch
+from rismusic.batch import Batch
 from rismusic.errors import InputError
 from rismusic.spec import MAX_RANGE_M, MIN_RANGE_M
 from rismusic.text import counted

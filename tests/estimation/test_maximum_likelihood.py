@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rismusic.devices import concatenate
+from rismusic.batch import concatenate
 from rismusic.errors import InputError
 from rismusic.estimation import maximum_likelihood
 from rismusic.estimation.levenberg_marquardt import FitOptions

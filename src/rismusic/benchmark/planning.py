@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.array import to_db
+from rismusic.batch import concatenate
 from rismusic.benchmark.spec import Value, axis_label, sweep_points
 from rismusic.crb import Bound, recording_crb
-from rismusic.devices import concatenate
 from rismusic.errors import InputError
 from rismusic.io import Recording
 from rismusic.link_budget import compute_link_budget

@@ -36,6 +36,7 @@ import tomlkit
 import torch
 from jaxtyping import Float
 
+from rismusic.batch import same_width
 from rismusic.benchmark.spec import (
     NONE,
     SCENES,
@@ -49,7 +50,6 @@ from rismusic.benchmark.spec import (
     parse_method,
 )
 from rismusic.crb import Bound
-from rismusic.devices import same_width
 from rismusic.errors import InputError
 from rismusic.files import (
     TABLE_ENDINGS,

@@ -28,8 +28,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.batch import choose, concatenate
 from rismusic.covariance import recording_covariance
-from rismusic.devices import blocks, choose, concatenate
+from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
 from rismusic.estimation.estimate import Estimate, NSources, from_fit, received_db, warnings_of, without_held

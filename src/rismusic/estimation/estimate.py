@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rismusic.array import direction, to_db
+from rismusic.batch import Batch, concatenate
 from rismusic.crb import POSITION, unconditional_crb
-from rismusic.devices import Batch, concatenate
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume

@@ -43,7 +43,8 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering_with_log_derivatives
-from rismusic.devices import Batch, block_size
+from rismusic.batch import Batch
+from rismusic.devices import block_size
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import compiled_fits, unpack

@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.devices import Batch, choose
+from rismusic.batch import Batch, choose
 
 # Value, gradient and a positive semidefinite curvature of some of the problems.
 Evaluated = tuple[Float[Tensor, "B"], Float[Tensor, "B U"], Float[Tensor, "B U U"]]

@@ -30,7 +30,8 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
-from rismusic.devices import Batch, blocks
+from rismusic.batch import Batch
+from rismusic.devices import blocks
 from rismusic.io import Recording
 from rismusic.operator import Link
 

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import wrapped
-from rismusic.devices import Batch, choose
+from rismusic.batch import Batch, choose
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt

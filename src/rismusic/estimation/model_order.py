@@ -41,8 +41,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from rismusic.batch import Batch
 from rismusic.covariance import back_project
-from rismusic.devices import Batch
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import (
     SufficientStatistics,

@@ -43,7 +43,8 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering
-from rismusic.devices import Batch, block_size, memory_budget
+from rismusic.batch import Batch
+from rismusic.devices import block_size, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of

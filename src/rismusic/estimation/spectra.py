@@ -47,8 +47,9 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel, steering, steering_with_log_derivatives
+from rismusic.batch import Batch
 from rismusic.covariance import Covariance
-from rismusic.devices import Batch, block_size, blocks
+from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions, levenberg_marquardt

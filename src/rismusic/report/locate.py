@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from rismusic.batch import concatenate
 from rismusic.crb import Bound, conditional_crb, unconditional_crb
-from rismusic.devices import concatenate
 from rismusic.errors import InputError
 from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.grid import Volume
