@@ -48,12 +48,14 @@ from rismusic.estimation.room_fit import (
     fit_nothing,
     refine_points,
 )
+from rismusic.estimation.room_poses import PoseInformation, PoseStd, moved_pose
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
 from rismusic.registry import ESTIMATORS
 from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec
+from rismusic.text import counted
 
 # Squared Mahalanobis distance up to which two sources of different panels may be the same.
 _SAME_SOURCE = 100.0
@@ -61,6 +63,8 @@ _SAME_SOURCE = 100.0
 _PATIENCE = 2
 # Log-likelihood (nats) that a source raises at a panel that receives it: three standard deviations.
 _RECEIVED_NATS = 4.5
+# Poses are fitted until a step is a small part of the error bars that are left, at most this often.
+_POSE_STEPS, _POSE_TOLERANCE = 10, 0.1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -77,10 +81,13 @@ class RoomEstimate(Estimate):
             the panel does not see a source. The error bars are those of all panels together.
         agreement_p_value: [S] probability of positions that differ as much between the panels, if the poses
             are right and all recordings are of the same sources.
+        pose_p_value: [S] probability of data that speak as much against the poses, if their errors have the
+            standard deviations that were given; one value, from all scenes together.
     """
 
     panels: tuple[Estimate, ...]
     agreement_p_value: Float[Tensor, "_"]
+    pose_p_value: Float[Tensor, "_"]
 
     def __getitem__(self, scenes: int | slice | Tensor) -> RoomEstimate:
         """The estimate of some scenes. An int gives one scene, which keeps its leading axis: S = 1."""
@@ -92,7 +99,12 @@ class RoomEstimate(Estimate):
         made = super()._each(change)
         assert isinstance(made, RoomEstimate)
         panels = tuple(panel._each(change) for panel in self.panels)
-        return replace(made, panels=panels, agreement_p_value=change(self.agreement_p_value))
+        return replace(
+            made,
+            panels=panels,
+            agreement_p_value=change(self.agreement_p_value),
+            pose_p_value=change(self.pose_p_value),
+        )
 
 
 def locate_room(
@@ -100,6 +112,8 @@ def locate_room(
     *,
     n_sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: LocateSpec | None = None,
+    pose_std_deg: float = 0.0,
+    pose_std_m: float = 0.0,
     device: torch.device | str | None = None,
     **settings: object,
 ) -> RoomEstimate:
@@ -114,6 +128,10 @@ def locate_room(
         n_sources: number of sources K that the panels see together: one for all scenes, one per scene [S], or
             ``auto``. By default ``spec.sources``.
         spec: method, search volume and so on of each panel.
+        pose_std_deg: standard deviation of the errors of the recorded poses: of the rotation about each axis,
+            for every panel. If it or the next one is not 0, the poses are estimated too, from all scenes
+            together, and the error bars contain the errors that are left.
+        pose_std_m: the same of the displacement along each axis.
         device: where to compute, such as ``"cuda"``; the recordings' device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
@@ -128,6 +146,7 @@ def locate_room(
         >>> locate_room([recording_of_wall, recording_of_ceiling], n_sources=2).position_room
     """
     n_sources = whole_numbers(n_sources)
+    std = PoseStd.checked(pose_std_m, pose_std_deg)
     chosen = _checked(chosen_settings(spec, n_sources, settings))
     recordings = list(recordings)
     check_same_room(recordings)
@@ -159,13 +178,13 @@ def locate_room(
                 check_fit(recording.stacked(), count, Volume.from_spec(chosen))
             except InputError as error:
                 raise InputError(f"recordings[{number}].{error.field}", error.problem) from None
-    parts = []
+    prepared = []
     for start in range(0, len(recordings[0]), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
-        parts += _located(
-            [recording[block] for recording in recordings], None if count is None else count[block], own
-        )
-    estimate = _joined(parts, chosen).detached()
+        some = None if count is None else count[block]
+        prepared.append(_prepared([recording[block] for recording in recordings], some, own))
+    fused = _fused_at_likely_poses(prepared, own, std)
+    estimate = replace(fused, spec=chosen).detached()
     assert isinstance(estimate, RoomEstimate)
     moved = estimate if device is None else estimate.to(home)
     assert isinstance(moved, RoomEstimate)
@@ -193,11 +212,32 @@ def _checked(spec: LocateSpec) -> LocateSpec:
     return spec.replace(panel_error=0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A block of scenes, in which each panel has located the sources by itself.
+
+    Args:
+        recordings: of the panels, stacked.
+        alone: the sources of each panel.
+        count: number of sources of each scene, if it is known.
+    """
+
+    recordings: list[Recording]
+    alone: list[Estimate]
+    count: Int64[Tensor, "S"] | None
+
+    def views(self, errors: Float[Tensor, "poses"]) -> list[View]:
+        """The panels, at their recorded poses with these errors."""
+        views = []
+        for recording, error in zip(self.recordings, errors.view(-1, 6), strict=True):
+            assert recording.pose is not None
+            pose = recording.pose.to(recording.snapshots.device, torch.float64)
+            views.append(View(recording, moved_pose(pose, error)))
+        return views
+
+
 @torch.inference_mode()
-def _located(
-    recordings: list[Recording], count: Int64[Tensor, "S"] | None, spec: LocateSpec
-) -> list[RoomEstimate]:
-    """Estimates of blocks of scenes."""
+def _prepared(recordings: list[Recording], count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> _Prepared:
     made, alone = [], []
     for recording in recordings:
         known: NSources = "auto" if count is None else count
@@ -209,26 +249,88 @@ def _located(
             by_panel = make(own)(recording, known)
         made.append(recording.stacked())
         alone.append(by_panel)
-    views = []
-    for recording in made:
-        assert recording.pose is not None
-        views.append(View(recording, recording.pose.to(recording.snapshots.device, torch.float64)))
+    return _Prepared(made, alone, count)
+
+
+@torch.inference_mode()
+def _fused_at_likely_poses(prepared: list[_Prepared], spec: LocateSpec, std: PoseStd) -> RoomEstimate:
+    """Fuse all scenes, at the recorded poses or with the poses fitted to all scenes together."""
+    snapshots = prepared[0].recordings[0].snapshots
+    errors = torch.zeros(6 * len(prepared[0].recordings), dtype=torch.float64, device=snapshots.device)
+    covariance = None
+    if std:
+        # Wrong poses make several sources of one, so that the number is that of the panels meanwhile.
+        most = [
+            replace(block, count=torch.stack([one.n_sources for one in block.alone]).amax(0))
+            if block.count is None
+            else block
+            for block in prepared
+        ]
+        for _ in range(_POSE_STEPS):
+            _, poses = _fused(most, spec, std, errors, covariance)
+            before = errors
+            errors, covariance = poses.at_recorded(errors).fitted(std)
+            step = (errors - before).abs() / covariance.diagonal().sqrt().clamp_min(1e-12)
+            if float(step.max()) < _POSE_TOLERANCE:
+                break
+    estimate, poses = _fused(prepared, spec, std, errors, covariance)
+    return _with_pose_test(estimate, poses.at_recorded(errors), std)
+
+
+def _fused(
+    prepared: list[_Prepared],
+    spec: LocateSpec,
+    std: PoseStd,
+    errors: Float[Tensor, "poses"],
+    pose_covariance: Float[Tensor, "poses poses"] | None,
+) -> tuple[RoomEstimate, PoseInformation]:
+    """Fuse all scenes at some poses; the estimate, and what the scenes tell of errors of these poses."""
     volume = Volume.from_spec(spec)
-    candidates = _candidates(views, alone)
-    S, C = candidates.valid.shape
-    most = spec.sources_max if count is None else int(count.max())
-    each = sum(_bytes(view.recording, C, most) for view in views)
-    estimates = []
-    for block in blocks(S, each, candidates.valid.device):
-        some, here = [view[block] for view in views], [estimate[block] for estimate in alone]
-        number = None if count is None else count[block]
-        if made[0].link.pilots is not None:
-            fit, probability = _fit_piloted(some, here, volume, spec), None
-        else:
-            fit, probability = _fit(some, candidates[block], number, volume, spec)
-        solution = complete(some, fit, volume)
-        estimates.append(_estimate(some, here, solution, probability, spec))
-    return estimates
+    estimates, poses = [], []
+    for part in prepared:
+        views = part.views(errors)
+        candidates = _candidates(views, part.alone, std)
+        S, C = candidates.valid.shape
+        most = spec.sources_max if part.count is None else int(part.count.max())
+        each = sum(_bytes(view.recording, C, most) for view in views)
+        for block in blocks(S, each, candidates.valid.device):
+            some, here = [view[block] for view in views], [estimate[block] for estimate in part.alone]
+            number = None if part.count is None else part.count[block]
+            if views[0].recording.link.pilots is not None:
+                fit, probability = _fit_piloted(some, here, volume, spec, std), None
+            else:
+                fit, probability = _fit(some, candidates[block], number, volume, spec)
+            solution = complete(some, fit, volume, pose_covariance)
+            estimates.append(_estimate(some, here, solution, probability, spec))
+            poses.append(solution.poses)
+    return _joined(estimates), reduce(PoseInformation.__add__, poses)
+
+
+def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd) -> RoomEstimate:
+    """Add the test of the poses, the same for all scenes, and its warning to those with sources."""
+    p_value = poses.p_value(std)
+    estimate = replace(estimate, pose_p_value=torch.full_like(estimate.p_value, p_value))
+    if p_value >= SIGNIFICANCE:
+        return estimate
+    number, metres, radians = poses.likeliest()
+    panels = len(estimate.panels)
+    others = "panel 0" if panels == 2 else "the others"
+    remedy = (
+        "more than the given standard deviations allow"
+        if std
+        else "its phases may also have a gradient; pose_std_deg and pose_std_m estimate the poses too"
+    )
+    size = f"{math.degrees(radians):.2g} deg and {100 * metres:.2g} cm"
+    evidence = f"p = {p_value:.1g}, {counted(len(estimate), 'scene')}"
+    reason = Reason(
+        f"the pose of panel {number} relative to {others} is wrong by about {size} ({evidence}): {remedy}"
+    )
+    found = (estimate.n_sources > 0).tolist()
+    warnings = [
+        [reason, *sentences] if any_source else sentences
+        for sentences, any_source in zip(estimate.warnings, found, strict=True)
+    ]
+    return replace(estimate, warnings=warnings)
 
 
 def _bytes(recording: Recording, candidates: int, sources: int) -> int:
@@ -297,9 +399,13 @@ def _fit(
     return chosen, None if count is not None else (EVIDENCE_WEIGHT * evidence).softmax(dim=1)
 
 
-def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec) -> RoomFit:
+def _fit_piloted(
+    views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec, std: PoseStd
+) -> RoomFit:
     """Fit sources that all panels know by their pilots, from the best of the panels' own estimates."""
-    points, information = zip(*(_in_room(*pair) for pair in zip(views, alone, strict=True)), strict=True)
+    points, information = zip(
+        *(_in_room(view, found, std) for view, found in zip(views, alone, strict=True)), strict=True
+    )
     active = torch.stack([estimate.sources.active for estimate in alone]).any(0)
     weight = torch.stack(information).sum(0)
     mean = _weighted(list(points), list(information), weight)
@@ -315,8 +421,13 @@ def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec:
     return refine_points(views, best.points, active, volume, criterion=spec.criterion)
 
 
-def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K 3 3"]]:
-    """Positions of one panel's sources in the room, and the information that its error bars state on them."""
+def _in_room(
+    view: View, estimate: Estimate, std: PoseStd
+) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K 3 3"]]:
+    """Positions of one panel's sources in the room, and the information that its error bars state on them.
+
+    Errors of the panel's pose with these standard deviations move all of them.
+    """
     found = estimate.sources
     azimuth, elevation, distance = (value.double() for value in found.filled())
     positions = torch.stack((azimuth, elevation, 1 / distance), dim=-1)
@@ -331,7 +442,14 @@ def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Fl
     jacobian = (
         coordinate_derivatives(view.pose, positions) * torch.tensor((1.0, 1.0, -1.0)).to(positions)[:, None]
     )
-    return from_panel_coordinates(view.pose, positions), jacobian.mT @ information @ jacobian
+    points = from_panel_coordinates(view.pose, positions)
+    information = jacobian.mT @ information @ jacobian
+    if std:
+        off = (points - view.pose[:3, 3])[..., None]
+        one = torch.eye(3, dtype=points.dtype, device=points.device)
+        moves = std.metres**2 * one + std.radians**2 * ((off.mT @ off) * one - off @ off.mT)
+        information = torch.linalg.solve(one + information @ moves, information)
+    return points, information
 
 
 def _weighted(
@@ -411,10 +529,10 @@ class _Ellipsoids:
         )
 
 
-def _candidates(views: list[View], alone: list[Estimate]) -> _Candidates:
+def _candidates(views: list[View], alone: list[Estimate], std: PoseStd) -> _Candidates:
     """Sources of each panel, means of those of two panels that may be the same, and clusters."""
     own = [
-        _Ellipsoids(*_in_room(view, estimate), estimate.sources.active)
+        _Ellipsoids(*_in_room(view, estimate, std), estimate.sources.active)
         for view, estimate in zip(views, alone, strict=True)
     ]
     single = [one.meet(other)[0] for n, one in enumerate(own) for other in own[n + 1 :]]
@@ -472,11 +590,13 @@ def _estimate(
                 warnings=sentences,
                 spec=spec,
                 method=[spec.method] * len(active),
-                pose=view.recording.pose,
+                pose=view.pose,
                 inverse_range_std=inverse_range_std,
             )
         )
-    first = views[0]
+    # Errors of the pose of the first panel are in its view and not in the frame of the estimate.
+    assert views[0].recording.pose is not None
+    first = replace(views[0], pose=views[0].recording.pose.to(points))
     positions = to_panel_coordinates(first.pose, points)
     own, inverse_range_std = _panel_covariance(first, points, covariance, active)
     azimuth, elevation, q = torch.where(active[..., None], positions, torch.nan).unbind(-1)
@@ -497,6 +617,7 @@ def _estimate(
         inverse_range_std=inverse_range_std,
         panels=tuple(panels),
         agreement_p_value=agreement,
+        pose_p_value=torch.full_like(agreement, math.nan),
     )
 
 
@@ -603,7 +724,7 @@ def _warnings(
     return warnings
 
 
-def _joined(parts: list[RoomEstimate], spec: LocateSpec) -> RoomEstimate:
+def _joined(parts: list[RoomEstimate]) -> RoomEstimate:
     """Blocks of scenes put together."""
     whole = join_estimates(list(parts))
     assert isinstance(whole, RoomEstimate)
@@ -611,4 +732,6 @@ def _joined(parts: list[RoomEstimate], spec: LocateSpec) -> RoomEstimate:
         join_estimates([part.panels[number] for part in parts]) for number in range(len(parts[0].panels))
     )
     agreement = torch.cat([part.agreement_p_value for part in parts])
-    return replace(whole, spec=spec, panels=panels, agreement_p_value=agreement)
+    return replace(
+        whole, panels=panels, agreement_p_value=agreement, pose_p_value=torch.full_like(agreement, math.nan)
+    )
