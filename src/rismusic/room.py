@@ -65,6 +65,9 @@ _PATIENCE = 2
 _RECEIVED_NATS = 4.5
 # Poses are fitted until a step is a small part of the error bars that are left, at most this often.
 _POSE_STEPS, _POSE_TOLERANCE = 10, 0.1
+# Errors of poses that move the positions by less (root mean square, in error bars) are no reason for doubt:
+# many scenes show them, and no position is off by several error bars.
+_HARMLESS_BARS = 0.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -312,22 +315,26 @@ def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd
     estimate = replace(estimate, pose_p_value=torch.full_like(estimate.p_value, p_value))
     if p_value >= SIGNIFICANCE:
         return estimate
-    number, metres, radians = poses.likeliest()
-    panels = len(estimate.panels)
-    others = "panel 0" if panels == 2 else "the others"
+    error = poses.likeliest()
+    others = "panel 0" if len(estimate.panels) == 2 else "the others"
+    degrees, centimetres = (math.degrees(x) for x in error.radians), (100 * x for x in error.metres)
+    sizes = [
+        f"{size:.2g} +- {std:.1g} {unit}" for (size, std), unit in ((degrees, "deg"), (centimetres, "cm"))
+    ]
     remedy = (
         "more than the given standard deviations allow"
         if std
         else "its phases may also have a gradient; pose_std_deg and pose_std_m estimate the poses too"
     )
-    size = f"{math.degrees(radians):.2g} deg and {100 * metres:.2g} cm"
-    evidence = f"p = {p_value:.1g}, {counted(len(estimate), 'scene')}"
-    reason = Reason(
-        f"the pose of panel {number} relative to {others} is wrong by about {size} ({evidence}): {remedy}"
+    text = (
+        f"the pose of panel {error.panel} relative to {others} is wrong by about {sizes[0]} and {sizes[1]}, "
+        f"which moves the positions by {error.bars:.1g} error bars "
+        f"(p = {max(p_value, 1e-300):.1g}, {counted(len(estimate), 'scene')}): {remedy}"
     )
+    reason = Reason(text) if error.bars > _HARMLESS_BARS else text
     found = (estimate.n_sources > 0).tolist()
     warnings = [
-        [reason, *sentences] if any_source else sentences
+        [*sentences, reason] if any_source else sentences
         for sentences, any_source in zip(estimate.warnings, found, strict=True)
     ]
     return replace(estimate, warnings=warnings)

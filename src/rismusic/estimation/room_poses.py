@@ -19,7 +19,7 @@ six dimensions, in which nothing is tested, and only a prior holds the poses.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +32,8 @@ from rismusic.errors import InputError
 _VISIBLE_M, _VISIBLE_RAD = 0.3, math.radians(6.0)
 # Standard deviations beyond these are no small errors, to which the derivatives hold.
 _MOST_M, _MOST_DEG = 1.0, 20.0
+# Panels whose errors explain this share of what those of the best panel explain are as good.
+_AS_GOOD = 0.99
 
 
 @dataclass(frozen=True)
@@ -68,25 +70,52 @@ class PoseStd:
         return like.new_tensor([self.metres] * 3 + [self.radians] * 3).repeat(len(like) // 6)
 
 
+@dataclass(frozen=True)
+class PoseError:
+    """Error of one panel's pose.
+
+    Args:
+        panel: its number.
+        metres: size of the displacement, and its standard deviation.
+        radians: size of the rotation, and its standard deviation.
+        bars: root mean square of the errors that it causes in the positions, in their error bars.
+    """
+
+    panel: int
+    metres: tuple[float, float]
+    radians: tuple[float, float]
+    bars: float
+
+
 @dataclass(frozen=True, eq=False)
 class PoseInformation:
-    """What scenes tell of the errors of the poses of P panels, U = 6P.
+    r"""What scenes tell of the errors of the poses of P panels, U = 6P.
 
     Args:
         score: u.
         information: V.
+        pull: :math:`Q = \sum J_{\beta x} J_{xx}^{-1} J_{x\beta}`, with the powers eliminated. Errors
+            :math:`\beta` move the positions x by :math:`\beta^T Q \beta` squared error bars in all.
+        coordinates: number of coordinates of all positions.
     """
 
     score: Float[Tensor, "U"]
     information: Float[Tensor, "U U"]
+    pull: Float[Tensor, "U U"]
+    coordinates: int
 
     def __add__(self, other: PoseInformation) -> PoseInformation:
         """What further scenes tell, too."""
-        return PoseInformation(self.score + other.score, self.information + other.information)
+        return PoseInformation(
+            self.score + other.score,
+            self.information + other.information,
+            self.pull + other.pull,
+            self.coordinates + other.coordinates,
+        )
 
     def at_recorded(self, errors: Float[Tensor, "U"]) -> PoseInformation:
         """The same, to first order, at the recorded poses; the score is that at poses with these errors."""
-        return PoseInformation(self.score + self.information @ errors, self.information)
+        return replace(self, score=self.score + self.information @ errors)
 
     def fitted(self, std: PoseStd) -> tuple[Float[Tensor, "U"], Float[Tensor, "U U"]]:
         """Most probable errors for a Gaussian prior of mean 0, and their covariance."""
@@ -114,19 +143,22 @@ class PoseInformation:
         statistic = z @ torch.linalg.solve(covariance, z)
         return float(torch.special.gammaincc(statistic.new_tensor(len(z) / 2), statistic / 2))
 
-    def likeliest(self) -> tuple[int, float, float]:
-        """The panel whose pose alone explains the score best, and the size of its error (m, rad)."""
+    def likeliest(self) -> PoseError:
+        """The error of one panel's pose that explains the score best."""
         found = []
         for number in range(len(self.score) // 6):
             own = slice(6 * number, 6 * number + 6)
-            alone = PoseInformation(self.score[own], self.information[own, own])
-            error, _ = alone.fitted(PoseStd(_VISIBLE_M, _VISIBLE_RAD))
-            gain = float(error @ alone.score)
-            found.append((gain, number, float(error[:3].norm()), float(error[3:].norm())))
+            alone = replace(self, score=self.score[own], information=self.information[own, own])
+            error, covariance = alone.fitted(PoseStd(_VISIBLE_M, _VISIBLE_RAD))
+            moved = float(error @ self.pull[own, own] @ error) / max(self.coordinates, 1)
+            metres, radians = (
+                (float(error[part].norm()), float(covariance[part, part].trace().sqrt()))
+                for part in (slice(3), slice(3, 6))
+            )
+            found.append((float(error @ alone.score), PoseError(number, metres, radians, math.sqrt(moved))))
         # Of two panels, neither explains it better than the other: the last is compared with the first.
-        most = max(gain for gain, *_ in found)
-        _, number, metres, radians = next(one for one in reversed(found) if one[0] >= 0.99 * most)
-        return number, metres, radians
+        most = max(gain for gain, _ in found)
+        return next(error for gain, error in reversed(found) if gain >= _AS_GOOD * most)
 
 
 def pose_information(
@@ -145,15 +177,22 @@ def pose_information(
         active: which entries hold a source.
         unknown: which nuisance parameters are unknown.
     """
-    S, U = gradient.shape
+    (S, U), K = gradient.shape, active.shape[1]
     # With the gradient as one more row, one Schur complement has both results.
     whole = J.new_zeros(S, 1 + U, 1 + U)
     whole[:, 1:, 1:] = J
     whole[:, 0, 1:] = whole[:, 1:, 0] = gradient
-    rest = torch.cat((active.repeat_interleave(3, dim=1), unknown), dim=1)
-    left = marginal_information(whole, 1 + U - rest.shape[1], rest)
-    left = left[left.isfinite().all(-1).all(-1)].sum(0)
-    return PoseInformation(-left[0, 1:], left[1:, 1:])
+    by_points = marginal_information(whole, 1 + U - unknown.shape[1], unknown)
+    ahead = by_points.shape[1] - 3 * K
+    left = marginal_information(by_points, ahead, active.repeat_interleave(3, dim=1))
+    determined = left.isfinite().all(-1).all(-1)
+    left, before = left[determined].sum(0), by_points[determined].sum(0)
+    return PoseInformation(
+        -left[0, 1:],
+        left[1:, 1:],
+        before[1:ahead, 1:ahead] - left[1:, 1:],
+        3 * int(active[determined].sum()),
+    )
 
 
 def moved_pose(pose: Float[Tensor, "4 4"], error: Float[Tensor, "6"]) -> Float[Tensor, "4 4"]:
