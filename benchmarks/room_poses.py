@@ -19,7 +19,10 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from rismusic import Recording, RoomEstimate, Sources, locate_room, simulate
+from rismusic.io import Recording
+from rismusic.room import RoomEstimate, locate_room
+from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 from rismusic.spec import ChannelSpec, CodebookSpec, PanelSpec, SystemSpec
 
 WALLS = (

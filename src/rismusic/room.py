@@ -48,7 +48,7 @@ from rismusic.estimation.room_fit import (
     fit_nothing,
     refine_points,
 )
-from rismusic.estimation.room_poses import PoseInformation, PoseStd, moved_pose
+from rismusic.estimation.room_poses import PoseInformation, PoseStd, ScenePoses, moved_pose
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
@@ -306,7 +306,12 @@ def _fused(
             solution = complete(some, fit, volume, pose_covariance)
             estimates.append(_estimate(some, here, solution, probability, spec))
             poses.append(solution.poses)
-    return _joined(estimates), reduce(PoseInformation.__add__, poses)
+    estimate = _joined(estimates)
+    questioned = torch.tensor([bool(reasons) for reasons in estimate.reasons], device=errors.device)
+    # A few scenes with other sources or a bad fit are no evidence against the poses. Wrong poses make most
+    # scenes doubtful.
+    used = ~questioned if 2 * int(questioned.sum()) < len(questioned) else torch.ones_like(questioned)
+    return estimate, ScenePoses.joined(poses).total(used)
 
 
 def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd) -> RoomEstimate:
@@ -328,8 +333,8 @@ def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd
     )
     text = (
         f"the pose of panel {error.panel} relative to {others} is wrong by about {sizes[0]} and {sizes[1]}, "
-        f"which moves the positions by {error.bars:.1g} error bars "
-        f"(p = {max(p_value, 1e-300):.1g}, {counted(len(estimate), 'scene')}): {remedy}"
+        f"which moves the positions by {error.bars:.1g} of their error bars "
+        f"(p = {max(p_value, 1e-300):.1g}, {counted(poses.scenes, 'scene')}): {remedy}"
     )
     reason = Reason(text) if error.bars > _HARMLESS_BARS else text
     found = (estimate.n_sources > 0).tolist()

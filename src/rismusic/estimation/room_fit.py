@@ -46,7 +46,7 @@ from rismusic.estimation.maximum_likelihood import (
     power_noise_limits,
 )
 from rismusic.estimation.model_order import LOG_POWER_WIDTH, log_occam_factor
-from rismusic.estimation.room_poses import PoseInformation, pose_information
+from rismusic.estimation.room_poses import ScenePoses, pose_information
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.sources import coordinate_derivatives, to_panel_coordinates
@@ -448,7 +448,7 @@ class RoomSolution:
         values: negative unconditional log-likelihood of each panel, nats.
         covariance: joint bound of the points at the estimate, m^2.
         log_evidence: Laplace approximation for this number of sources, nats.
-        poses: what all scenes tell of the poses.
+        poses: what each scene tells of the poses.
     """
 
     fit: RoomFit
@@ -456,7 +456,7 @@ class RoomSolution:
     values: Float[Tensor, "P S"]
     covariance: Float[Tensor, "S K 3 K 3"]
     log_evidence: Float[Tensor, "S"]
-    poses: PoseInformation
+    poses: ScenePoses
 
 
 def complete(

@@ -19,10 +19,11 @@ six dimensions, in which nothing is tested, and only a prior holds the poses.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.crb import marginal_information
@@ -32,6 +33,8 @@ from rismusic.errors import InputError
 _VISIBLE_M, _VISIBLE_RAD = 0.3, math.radians(6.0)
 # Standard deviations beyond these are no small errors, to which the derivatives hold.
 _MOST_M, _MOST_DEG = 1.0, 20.0
+# Share of the information with the positions known that the elimination of these leaves by rounding.
+_ROUNDING = 1e-10
 # Panels whose errors explain this share of what those of the best panel explain are as good.
 _AS_GOOD = 0.99
 
@@ -97,21 +100,14 @@ class PoseInformation:
         pull: :math:`Q = \sum J_{\beta x} J_{xx}^{-1} J_{x\beta}`, with the powers eliminated. Errors
             :math:`\beta` move the positions x by :math:`\beta^T Q \beta` squared error bars in all.
         coordinates: number of coordinates of all positions.
+        scenes: number of scenes.
     """
 
     score: Float[Tensor, "U"]
     information: Float[Tensor, "U U"]
     pull: Float[Tensor, "U U"]
     coordinates: int
-
-    def __add__(self, other: PoseInformation) -> PoseInformation:
-        """What further scenes tell, too."""
-        return PoseInformation(
-            self.score + other.score,
-            self.information + other.information,
-            self.pull + other.pull,
-            self.coordinates + other.coordinates,
-        )
+    scenes: int
 
     def at_recorded(self, errors: Float[Tensor, "U"]) -> PoseInformation:
         """The same, to first order, at the recorded poses; the score is that at poses with these errors."""
@@ -132,7 +128,8 @@ class PoseInformation:
         """
         scale = PoseStd(_VISIBLE_M, _VISIBLE_RAD).of_all(self.score)
         values, vectors = torch.linalg.eigh(scale[:, None] * self.information * scale)
-        visible = values > 1
+        known = ((self.information + self.pull).diagonal() * scale.square()).amax()
+        visible = values > (_ROUNDING * known).clamp_min(1.0)
         if not visible.any():
             return 1.0
         root = values[visible].sqrt()
@@ -148,9 +145,15 @@ class PoseInformation:
         found = []
         for number in range(len(self.score) // 6):
             own = slice(6 * number, 6 * number + 6)
-            alone = replace(self, score=self.score[own], information=self.information[own, own])
+            alone = PoseInformation(
+                self.score[own],
+                self.information[own, own],
+                self.pull[own, own],
+                self.coordinates,
+                self.scenes,
+            )
             error, covariance = alone.fitted(PoseStd(_VISIBLE_M, _VISIBLE_RAD))
-            moved = float(error @ self.pull[own, own] @ error) / max(self.coordinates, 1)
+            moved = float(error @ alone.pull @ error) / max(self.coordinates, 1)
             metres, radians = (
                 (float(error[part].norm()), float(covariance[part, part].trace().sqrt()))
                 for part in (slice(3), slice(3, 6))
@@ -161,15 +164,40 @@ class PoseInformation:
         return next(error for gain, error in reversed(found) if gain >= _AS_GOOD * most)
 
 
+@dataclass(frozen=True, eq=False)
+class ScenePoses:
+    """What each of S scenes tells of the errors of the poses; see :class:`PoseInformation`."""
+
+    score: Float[Tensor, "S U"]
+    information: Float[Tensor, "S U U"]
+    pull: Float[Tensor, "S U U"]
+    coordinates: Int64[Tensor, "S"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[ScenePoses]) -> ScenePoses:
+        """Those of blocks of scenes together."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def total(self, used: Bool[Tensor, "S"]) -> PoseInformation:
+        """What some of the scenes tell together."""
+        return PoseInformation(
+            self.score[used].sum(0),
+            self.information[used].sum(0),
+            self.pull[used].sum(0),
+            int(self.coordinates[used].sum()),
+            int((self.coordinates[used] > 0).sum()),
+        )
+
+
 def pose_information(
     gradient: Float[Tensor, "S U"],
     J: Float[Tensor, "S U U"],
     active: Bool[Tensor, "S K"],
     unknown: Bool[Tensor, "S N"],
-) -> PoseInformation:
-    """Eliminate positions, powers and noise variances from the joint information of all scenes.
+) -> ScenePoses:
+    """Eliminate positions, powers and noise variances from the joint information of each scene.
 
-    A scene whose positions or powers are not determined takes no part.
+    A scene whose positions or powers are not determined tells nothing.
 
     Args:
         gradient: of the negative log-likelihood of all panels, by poses, points and nuisance parameters.
@@ -186,13 +214,11 @@ def pose_information(
     ahead = by_points.shape[1] - 3 * K
     left = marginal_information(by_points, ahead, active.repeat_interleave(3, dim=1))
     determined = left.isfinite().all(-1).all(-1)
-    left, before = left[determined].sum(0), by_points[determined].sum(0)
-    return PoseInformation(
-        -left[0, 1:],
-        left[1:, 1:],
-        before[1:ahead, 1:ahead] - left[1:, 1:],
-        3 * int(active[determined].sum()),
+    left, before = (
+        torch.where(determined[:, None, None], one, 0.0) for one in (left, by_points[:, :ahead, :ahead])
     )
+    V = left[:, 1:, 1:]
+    return ScenePoses(-left[:, 0, 1:], V, before[:, 1:, 1:] - V, 3 * active.sum(1) * determined)
 
 
 def moved_pose(pose: Float[Tensor, "4 4"], error: Float[Tensor, "6"]) -> Float[Tensor, "4 4"]:
