@@ -260,9 +260,10 @@ def _fused_at_likely_poses(prepared: list[_Prepared], spec: LocateSpec, std: Pos
     """Fuse all scenes, at the recorded poses or with the poses fitted to all scenes together."""
     snapshots = prepared[0].recordings[0].snapshots
     errors = torch.zeros(6 * len(prepared[0].recordings), dtype=torch.float64, device=snapshots.device)
-    covariance = None
+    covariance, converged = None, not std
     if std:
-        # Wrong poses make several sources of one, so that the number is that of the panels meanwhile.
+        # Wrong poses make several sources of one, which takes long to search. Meanwhile the number is that of
+        # the panels.
         most = [
             replace(block, count=torch.stack([one.n_sources for one in block.alone]).amax(0))
             if block.count is None
@@ -270,20 +271,22 @@ def _fused_at_likely_poses(prepared: list[_Prepared], spec: LocateSpec, std: Pos
             for block in prepared
         ]
         for _ in range(_POSE_STEPS):
-            _, poses = _fused(most, spec, std, errors, covariance)
+            _, poses = _fused(most, spec, errors, covariance)
             before = errors
             errors, covariance = poses.at_recorded(errors).fitted(std)
             step = (errors - before).abs() / covariance.diagonal().sqrt().clamp_min(1e-12)
-            if float(step.max()) < _POSE_TOLERANCE:
+            converged = float(step.max()) < _POSE_TOLERANCE
+            if converged:
                 break
-    estimate, poses = _fused(prepared, spec, std, errors, covariance)
+    estimate, poses = _fused(prepared, spec, errors, covariance)
+    if not converged:
+        estimate = _with_sentence(estimate, Reason("the fit of the poses did not converge"))
     return _with_pose_test(estimate, poses.at_recorded(errors), std)
 
 
 def _fused(
     prepared: list[_Prepared],
     spec: LocateSpec,
-    std: PoseStd,
     errors: Float[Tensor, "poses"],
     pose_covariance: Float[Tensor, "poses poses"] | None,
 ) -> tuple[RoomEstimate, PoseInformation]:
@@ -292,7 +295,7 @@ def _fused(
     estimates, poses = [], []
     for part in prepared:
         views = part.views(errors)
-        candidates = _candidates(views, part.alone, std)
+        candidates = _candidates(views, part.alone)
         S, C = candidates.valid.shape
         most = spec.sources_max if part.count is None else int(part.count.max())
         each = sum(_bytes(view.recording, C, most) for view in views)
@@ -300,7 +303,7 @@ def _fused(
             some, here = [view[block] for view in views], [estimate[block] for estimate in part.alone]
             number = None if part.count is None else part.count[block]
             if views[0].recording.link.pilots is not None:
-                fit, probability = _fit_piloted(some, here, volume, spec, std), None
+                fit, probability = _fit_piloted(some, here, volume, spec), None
             else:
                 fit, probability = _fit(some, candidates[block], number, volume, spec)
             solution = complete(some, fit, volume, pose_covariance)
@@ -324,7 +327,7 @@ def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd
     others = "panel 0" if len(estimate.panels) == 2 else "the others"
     degrees, centimetres = (math.degrees(x) for x in error.radians), (100 * x for x in error.metres)
     sizes = [
-        f"{size:.2g} +- {std:.1g} {unit}" for (size, std), unit in ((degrees, "deg"), (centimetres, "cm"))
+        f"{size:.2g} +- {bar:.1g} {unit}" for (size, bar), unit in ((degrees, "deg"), (centimetres, "cm"))
     ]
     remedy = (
         "more than the given standard deviations allow"
@@ -336,10 +339,14 @@ def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd
         f"which moves the positions by {error.bars:.1g} of their error bars "
         f"(p = {max(p_value, 1e-300):.1g}, {counted(poses.scenes, 'scene')}): {remedy}"
     )
-    reason = Reason(text) if error.bars > _HARMLESS_BARS else text
+    return _with_sentence(estimate, Reason(text) if error.bars > _HARMLESS_BARS else text)
+
+
+def _with_sentence(estimate: RoomEstimate, sentence: str) -> RoomEstimate:
+    """A warning about all scenes with sources."""
     found = (estimate.n_sources > 0).tolist()
     warnings = [
-        [*sentences, reason] if any_source else sentences
+        [*sentences, sentence] if any_source else sentences
         for sentences, any_source in zip(estimate.warnings, found, strict=True)
     ]
     return replace(estimate, warnings=warnings)
@@ -411,13 +418,9 @@ def _fit(
     return chosen, None if count is not None else (EVIDENCE_WEIGHT * evidence).softmax(dim=1)
 
 
-def _fit_piloted(
-    views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec, std: PoseStd
-) -> RoomFit:
+def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec: LocateSpec) -> RoomFit:
     """Fit sources that all panels know by their pilots, from the best of the panels' own estimates."""
-    points, information = zip(
-        *(_in_room(view, found, std) for view, found in zip(views, alone, strict=True)), strict=True
-    )
+    points, information = zip(*(_in_room(*pair) for pair in zip(views, alone, strict=True)), strict=True)
     active = torch.stack([estimate.sources.active for estimate in alone]).any(0)
     weight = torch.stack(information).sum(0)
     mean = _weighted(list(points), list(information), weight)
@@ -433,13 +436,8 @@ def _fit_piloted(
     return refine_points(views, best.points, active, volume, criterion=spec.criterion)
 
 
-def _in_room(
-    view: View, estimate: Estimate, std: PoseStd
-) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K 3 3"]]:
-    """Positions of one panel's sources in the room, and the information that its error bars state on them.
-
-    Errors of the panel's pose with these standard deviations move all of them.
-    """
+def _in_room(view: View, estimate: Estimate) -> tuple[Float[Tensor, "S K 3"], Float[Tensor, "S K 3 3"]]:
+    """Positions of one panel's sources in the room, and the information that its error bars state on them."""
     found = estimate.sources
     azimuth, elevation, distance = (value.double() for value in found.filled())
     positions = torch.stack((azimuth, elevation, 1 / distance), dim=-1)
@@ -454,14 +452,7 @@ def _in_room(
     jacobian = (
         coordinate_derivatives(view.pose, positions) * torch.tensor((1.0, 1.0, -1.0)).to(positions)[:, None]
     )
-    points = from_panel_coordinates(view.pose, positions)
-    information = jacobian.mT @ information @ jacobian
-    if std:
-        off = (points - view.pose[:3, 3])[..., None]
-        one = torch.eye(3, dtype=points.dtype, device=points.device)
-        moves = std.metres**2 * one + std.radians**2 * ((off.mT @ off) * one - off @ off.mT)
-        information = torch.linalg.solve(one + information @ moves, information)
-    return points, information
+    return from_panel_coordinates(view.pose, positions), jacobian.mT @ information @ jacobian
 
 
 def _weighted(
@@ -541,10 +532,10 @@ class _Ellipsoids:
         )
 
 
-def _candidates(views: list[View], alone: list[Estimate], std: PoseStd) -> _Candidates:
+def _candidates(views: list[View], alone: list[Estimate]) -> _Candidates:
     """Sources of each panel, means of those of two panels that may be the same, and clusters."""
     own = [
-        _Ellipsoids(*_in_room(view, estimate, std), estimate.sources.active)
+        _Ellipsoids(*_in_room(view, estimate), estimate.sources.active)
         for view, estimate in zip(views, alone, strict=True)
     ]
     single = [one.meet(other)[0] for n, one in enumerate(own) for other in own[n + 1 :]]

@@ -263,6 +263,12 @@ def test_poses_are_fitted(points, turned, n_sources):
     assert float((relative - true).norm()) < 0.25 * float((recorded - true).norm())
 
 
+def test_a_fit_of_poses_that_does_not_converge_is_named(turned, monkeypatch):
+    monkeypatch.setattr("rismusic.room._POSE_STEPS", 1)
+    found = locate_room(turned, n_sources=2, method="omp", pose_std_deg=0.5, pose_std_m=0.02)
+    assert all("the fit of the poses did not converge" in reasons for reasons in found.reasons)
+
+
 def test_error_bars_contain_the_errors_of_the_poses():
     """Poses of all panels drawn from the stated distribution."""
     std = PoseStd(0.03, math.radians(1.0))
