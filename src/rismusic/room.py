@@ -65,6 +65,8 @@ _PATIENCE = 2
 _RECEIVED_NATS = 4.5
 # Poses are fitted until a step is a small part of the error bars that are left, at most this often.
 _POSE_STEPS, _POSE_TOLERANCE = 10, 0.1
+# Up to this share of scenes that other reasons question take no part in the test of the poses.
+_ODD_SHARE = 0.2
 # Errors of poses that move the positions by less (root mean square, in error bars) are no reason for doubt:
 # many scenes show them, and no position is off by several error bars.
 _HARMLESS_BARS = 0.5
@@ -311,9 +313,10 @@ def _fused(
             poses.append(solution.poses)
     estimate = _joined(estimates)
     questioned = torch.tensor([bool(reasons) for reasons in estimate.reasons], device=errors.device)
-    # A few scenes with other sources or a bad fit are no evidence against the poses. Wrong poses make most
-    # scenes doubtful.
-    used = ~questioned if 2 * int(questioned.sum()) < len(questioned) else torch.ones_like(questioned)
+    # A few scenes with other sources or a bad fit are no evidence against the poses. Wrong poses make many
+    # scenes doubtful, and those that show them best.
+    few = int(questioned.sum()) <= _ODD_SHARE * len(questioned)
+    used = ~questioned if few else torch.ones_like(questioned)
     return estimate, ScenePoses.joined(poses).total(used)
 
 
