@@ -65,8 +65,9 @@ _PATIENCE = 2
 _RECEIVED_NATS = 4.5
 # Poses are fitted until a step is a small part of the error bars that are left, at most this often.
 _POSE_STEPS, _POSE_TOLERANCE = 10, 0.1
-# Up to this share of scenes that other reasons question take no part in the test of the poses.
-_ODD_SHARE = 0.2
+# If no more than this share of the scenes is questioned by other reasons, and the others speak against the
+# poses with a p-value above the second number, the questioned ones take no part in the test of the poses.
+_ODD_SHARE, _UNCONFIRMED = 0.2, 0.05
 # Errors of poses that move the positions by less (root mean square, in error bars) are no reason for doubt:
 # many scenes show them, and no position is off by several error bars.
 _HARMLESS_BARS = 0.5
@@ -273,16 +274,18 @@ def _fused_at_likely_poses(prepared: list[_Prepared], spec: LocateSpec, std: Pos
             for block in prepared
         ]
         for _ in range(_POSE_STEPS):
-            _, poses = _fused(most, spec, errors, covariance)
+            _, _, poses = _fused(most, spec, errors, covariance)
             before = errors
             errors, covariance = poses.at_recorded(errors).fitted(std)
             step = (errors - before).abs() / covariance.diagonal().sqrt().clamp_min(1e-12)
             converged = float(step.max()) < _POSE_TOLERANCE
             if converged:
                 break
-    estimate, poses = _fused(prepared, spec, errors, covariance)
+    estimate, poses, without_odd = _fused(prepared, spec, errors, covariance)
     if not converged:
         estimate = _with_sentence(estimate, Reason("the fit of the poses did not converge"))
+    if without_odd.at_recorded(errors).p_value(std) > _UNCONFIRMED:
+        poses = without_odd
     return _with_pose_test(estimate, poses.at_recorded(errors), std)
 
 
@@ -291,8 +294,12 @@ def _fused(
     spec: LocateSpec,
     errors: Float[Tensor, "poses"],
     pose_covariance: Float[Tensor, "poses poses"] | None,
-) -> tuple[RoomEstimate, PoseInformation]:
-    """Fuse all scenes at some poses; the estimate, and what the scenes tell of errors of these poses."""
+) -> tuple[RoomEstimate, PoseInformation, PoseInformation]:
+    """Fuse all scenes at some poses.
+
+    Returns:
+        The estimate, what all scenes tell of errors of these poses, and the same without a few odd scenes.
+    """
     volume = Volume.from_spec(spec)
     estimates, poses = [], []
     for part in prepared:
@@ -316,8 +323,8 @@ def _fused(
     # A few scenes with other sources or a bad fit are no evidence against the poses. Wrong poses make many
     # scenes doubtful, and those that show them best.
     few = int(questioned.sum()) <= _ODD_SHARE * len(questioned)
-    used = ~questioned if few else torch.ones_like(questioned)
-    return estimate, ScenePoses.joined(poses).total(used)
+    every, scenes = torch.ones_like(questioned), ScenePoses.joined(poses)
+    return estimate, scenes.total(every), scenes.total(~questioned if few else every)
 
 
 def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd) -> RoomEstimate:
