@@ -48,12 +48,14 @@ from rismusic.estimation.room_fit import (
     fit_nothing,
     refine_points,
 )
+from rismusic.estimation.room_poses import PoseInformation, PoseStd, ScenePoses, moved_pose
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
 from rismusic.registry import ESTIMATORS
 from rismusic.sources import Sources, coordinate_derivatives, from_panel_coordinates, to_panel_coordinates
 from rismusic.spec import LocateSpec
+from rismusic.text import counted
 
 # Squared Mahalanobis distance up to which two sources of different panels may be the same.
 _SAME_SOURCE = 100.0
@@ -61,6 +63,14 @@ _SAME_SOURCE = 100.0
 _PATIENCE = 2
 # Log-likelihood (nats) that a source raises at a panel that receives it: three standard deviations.
 _RECEIVED_NATS = 4.5
+# Poses are fitted until a step is a small part of the error bars that are left, at most this often.
+_POSE_STEPS, _POSE_TOLERANCE = 10, 0.1
+# If no more than this share of the scenes is questioned by other reasons, and the others speak against the
+# poses with a p-value above the second number, the questioned ones take no part in the test of the poses.
+_ODD_SHARE, _UNCONFIRMED = 0.2, 0.05
+# Errors of poses that move the positions by less (root mean square, in error bars) are no reason for doubt:
+# many scenes show them, and no position is off by several error bars.
+_HARMLESS_BARS = 0.5
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -77,10 +87,13 @@ class RoomEstimate(Estimate):
             the panel does not see a source. The error bars are those of all panels together.
         agreement_p_value: [S] probability of positions that differ as much between the panels, if the poses
             are right and all recordings are of the same sources.
+        pose_p_value: [S] probability of data that speak as much against the poses, if their errors have the
+            standard deviations that were given; one value, from all scenes together.
     """
 
     panels: tuple[Estimate, ...]
     agreement_p_value: Float[Tensor, "_"]
+    pose_p_value: Float[Tensor, "_"]
 
     def __getitem__(self, scenes: int | slice | Tensor) -> RoomEstimate:
         """The estimate of some scenes. An int gives one scene, which keeps its leading axis: S = 1."""
@@ -94,6 +107,8 @@ def locate_room(
     *,
     n_sources: Int64[Tensor, "S"] | int | str | None = None,
     spec: LocateSpec | None = None,
+    pose_std_deg: float = 0.0,
+    pose_std_m: float = 0.0,
     device: torch.device | str | None = None,
     **settings: object,
 ) -> RoomEstimate:
@@ -108,6 +123,10 @@ def locate_room(
         n_sources: number of sources K that the panels see together: one for all scenes, one per scene [S], or
             ``auto``. By default ``spec.sources``.
         spec: method, search volume and so on of each panel.
+        pose_std_deg: standard deviation of the errors of the recorded poses: of the rotation about each axis,
+            for every panel. If it or the next one is not 0, the poses are estimated too, from all scenes
+            together, and the error bars contain the errors that are left.
+        pose_std_m: the same of the displacement along each axis.
         device: where to compute, such as ``"cuda"``; the recordings' device if none.
         settings: fields of :class:`~rismusic.spec.LocateSpec` to change, such as ``method="omp"``.
 
@@ -122,6 +141,7 @@ def locate_room(
         >>> locate_room([recording_of_wall, recording_of_ceiling], n_sources=2).position_room
     """
     n_sources = whole_numbers(n_sources)
+    std = PoseStd.checked(pose_std_m, pose_std_deg)
     chosen = _checked(chosen_settings(spec, n_sources, settings))
     recordings = list(recordings)
     check_same_room(recordings)
@@ -153,13 +173,13 @@ def locate_room(
                 check_fit(recording.stacked(), count, Volume.from_spec(chosen))
             except InputError as error:
                 raise InputError(f"recordings[{number}].{error.field}", error.problem) from None
-    parts = []
+    prepared = []
     for start in range(0, len(recordings[0]), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)
-        parts += _located(
-            [recording[block] for recording in recordings], None if count is None else count[block], own
-        )
-    estimate = _joined(parts, chosen).detached()
+        some = None if count is None else count[block]
+        prepared.append(_prepared([recording[block] for recording in recordings], some, own))
+    fused = _fused_at_likely_poses(prepared, own, std)
+    estimate = replace(fused, spec=chosen).detached()
     assert isinstance(estimate, RoomEstimate)
     moved = estimate if device is None else estimate.to(home)
     assert isinstance(moved, RoomEstimate)
@@ -187,11 +207,32 @@ def _checked(spec: LocateSpec) -> LocateSpec:
     return spec.replace(panel_error=0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A block of scenes, in which each panel has located the sources by itself.
+
+    Args:
+        recordings: of the panels, stacked.
+        alone: the sources of each panel.
+        count: number of sources of each scene, if it is known.
+    """
+
+    recordings: list[Recording]
+    alone: list[Estimate]
+    count: Int64[Tensor, "S"] | None
+
+    def views(self, errors: Float[Tensor, "poses"]) -> list[View]:
+        """The panels, at their recorded poses with these errors."""
+        views = []
+        for recording, error in zip(self.recordings, errors.view(-1, 6), strict=True):
+            assert recording.pose is not None
+            pose = recording.pose.to(recording.snapshots.device, torch.float64)
+            views.append(View(recording, moved_pose(pose, error)))
+        return views
+
+
 @torch.inference_mode()
-def _located(
-    recordings: list[Recording], count: Int64[Tensor, "S"] | None, spec: LocateSpec
-) -> list[RoomEstimate]:
-    """Estimates of blocks of scenes."""
+def _prepared(recordings: list[Recording], count: Int64[Tensor, "S"] | None, spec: LocateSpec) -> _Prepared:
     made, alone = [], []
     for recording in recordings:
         known: NSources = "auto" if count is None else count
@@ -203,26 +244,111 @@ def _located(
             by_panel = make(own)(recording, known)
         made.append(recording.stacked())
         alone.append(by_panel)
-    views = []
-    for recording in made:
-        assert recording.pose is not None
-        views.append(View(recording, recording.pose.to(recording.snapshots.device, torch.float64)))
+    return _Prepared(made, alone, count)
+
+
+@torch.inference_mode()
+def _fused_at_likely_poses(prepared: list[_Prepared], spec: LocateSpec, std: PoseStd) -> RoomEstimate:
+    """Fuse all scenes, at the recorded poses or with the poses fitted to all scenes together."""
+    snapshots = prepared[0].recordings[0].snapshots
+    errors = torch.zeros(6 * len(prepared[0].recordings), dtype=torch.float64, device=snapshots.device)
+    covariance, converged = None, not std
+    if std:
+        # Wrong poses make several sources of one, which takes long to search. Meanwhile the number is that of
+        # the panels.
+        most = [
+            replace(block, count=torch.stack([one.n_sources for one in block.alone]).amax(0))
+            if block.count is None
+            else block
+            for block in prepared
+        ]
+        for _ in range(_POSE_STEPS):
+            _, _, poses = _fused(most, spec, errors, covariance)
+            before = errors
+            errors, covariance = poses.at_recorded(errors).fitted(std)
+            step = (errors - before).abs() / covariance.diagonal().sqrt().clamp_min(1e-12)
+            converged = float(step.max()) < _POSE_TOLERANCE
+            if converged:
+                break
+    estimate, poses, without_odd = _fused(prepared, spec, errors, covariance)
+    if not converged:
+        estimate = _with_sentence(estimate, Reason("the fit of the poses did not converge"))
+    if without_odd.at_recorded(errors).p_value(std) > _UNCONFIRMED:
+        poses = without_odd
+    return _with_pose_test(estimate, poses.at_recorded(errors), std)
+
+
+def _fused(
+    prepared: list[_Prepared],
+    spec: LocateSpec,
+    errors: Float[Tensor, "poses"],
+    pose_covariance: Float[Tensor, "poses poses"] | None,
+) -> tuple[RoomEstimate, PoseInformation, PoseInformation]:
+    """Fuse all scenes at some poses.
+
+    Returns:
+        The estimate, what all scenes tell of errors of these poses, and the same without a few odd scenes.
+    """
     volume = Volume.from_spec(spec)
-    candidates = _candidates(views, alone)
-    S, C = candidates.valid.shape
-    most = spec.sources_max if count is None else int(count.max())
-    each = sum(_bytes(view.recording, C, most) for view in views)
-    estimates = []
-    for block in blocks(S, each, candidates.valid.device):
-        some, here = [view[block] for view in views], [estimate[block] for estimate in alone]
-        number = None if count is None else count[block]
-        if made[0].link.pilots is not None:
-            fit, probability = _fit_piloted(some, here, volume, spec), None
-        else:
-            fit, probability = _fit(some, candidates[block], number, volume, spec)
-        solution = complete(some, fit, volume)
-        estimates.append(_estimate(some, here, solution, probability, spec))
-    return estimates
+    estimates, poses = [], []
+    for part in prepared:
+        views = part.views(errors)
+        candidates = _candidates(views, part.alone)
+        S, C = candidates.valid.shape
+        most = spec.sources_max if part.count is None else int(part.count.max())
+        each = sum(_bytes(view.recording, C, most) for view in views)
+        for block in blocks(S, each, candidates.valid.device):
+            some, here = [view[block] for view in views], [estimate[block] for estimate in part.alone]
+            number = None if part.count is None else part.count[block]
+            if views[0].recording.link.pilots is not None:
+                fit, probability = _fit_piloted(some, here, volume, spec), None
+            else:
+                fit, probability = _fit(some, candidates[block], number, volume, spec)
+            solution = complete(some, fit, volume, pose_covariance)
+            estimates.append(_estimate(some, here, solution, probability, spec))
+            poses.append(solution.poses)
+    estimate = _joined(estimates)
+    questioned = torch.tensor([bool(reasons) for reasons in estimate.reasons], device=errors.device)
+    # A few scenes with other sources or a bad fit are no evidence against the poses. Wrong poses make many
+    # scenes doubtful, and those that show them best.
+    few = int(questioned.sum()) <= _ODD_SHARE * len(questioned)
+    every, scenes = torch.ones_like(questioned), ScenePoses.joined(poses)
+    return estimate, scenes.total(every), scenes.total(~questioned if few else every)
+
+
+def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd) -> RoomEstimate:
+    """Add the test of the poses, the same for all scenes, and its warning to those with sources."""
+    p_value = poses.p_value(std)
+    estimate = replace(estimate, pose_p_value=torch.full_like(estimate.p_value, p_value))
+    if p_value >= SIGNIFICANCE:
+        return estimate
+    error = poses.likeliest()
+    others = "panel 0" if len(estimate.panels) == 2 else "the others"
+    degrees, centimetres = (math.degrees(x) for x in error.radians), (100 * x for x in error.metres)
+    sizes = [
+        f"{size:.2g} +- {bar:.1g} {unit}" for (size, bar), unit in ((degrees, "deg"), (centimetres, "cm"))
+    ]
+    remedy = (
+        "more than the given standard deviations allow"
+        if std
+        else "its phases may also have a gradient; pose_std_deg and pose_std_m estimate the poses too"
+    )
+    text = (
+        f"the pose of panel {error.panel} relative to {others} is wrong by about {sizes[0]} and {sizes[1]}, "
+        f"which moves the positions by {error.bars:.1g} of their error bars "
+        f"(p = {max(p_value, 1e-300):.1g}, {counted(poses.scenes, 'scene')}): {remedy}"
+    )
+    return _with_sentence(estimate, Reason(text) if error.bars > _HARMLESS_BARS else text)
+
+
+def _with_sentence(estimate: RoomEstimate, sentence: str) -> RoomEstimate:
+    """A warning about all scenes with sources."""
+    found = (estimate.n_sources > 0).tolist()
+    warnings = [
+        [*sentences, sentence] if any_source else sentences
+        for sentences, any_source in zip(estimate.warnings, found, strict=True)
+    ]
+    return replace(estimate, warnings=warnings)
 
 
 def _bytes(recording: Recording, candidates: int, sources: int) -> int:
@@ -466,11 +592,13 @@ def _estimate(
                 warnings=sentences,
                 spec=spec,
                 method=[spec.method] * len(active),
-                pose=view.recording.pose,
+                pose=view.pose,
                 inverse_range_std=inverse_range_std,
             )
         )
-    first = views[0]
+    # Errors of the pose of the first panel are in its view and not in the frame of the estimate.
+    assert views[0].recording.pose is not None
+    first = replace(views[0], pose=views[0].recording.pose.to(points))
     positions = to_panel_coordinates(first.pose, points)
     own, inverse_range_std = _panel_covariance(first, points, covariance, active)
     azimuth, elevation, q = torch.where(active[..., None], positions, torch.nan).unbind(-1)
@@ -491,6 +619,7 @@ def _estimate(
         inverse_range_std=inverse_range_std,
         panels=tuple(panels),
         agreement_p_value=agreement,
+        pose_p_value=torch.full_like(agreement, math.nan),
     )
 
 
@@ -597,7 +726,7 @@ def _warnings(
     return warnings
 
 
-def _joined(parts: list[RoomEstimate], spec: LocateSpec) -> RoomEstimate:
+def _joined(parts: list[RoomEstimate]) -> RoomEstimate:
     """Blocks of scenes put together."""
     whole = join_estimates(list(parts))
     assert isinstance(whole, RoomEstimate)
@@ -605,4 +734,6 @@ def _joined(parts: list[RoomEstimate], spec: LocateSpec) -> RoomEstimate:
         join_estimates([part.panels[number] for part in parts]) for number in range(len(parts[0].panels))
     )
     agreement = torch.cat([part.agreement_p_value for part in parts])
-    return replace(whole, spec=spec, panels=panels, agreement_p_value=agreement)
+    return replace(
+        whole, panels=panels, agreement_p_value=agreement, pose_p_value=torch.full_like(agreement, math.nan)
+    )

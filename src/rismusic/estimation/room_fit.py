@@ -46,6 +46,7 @@ from rismusic.estimation.maximum_likelihood import (
     power_noise_limits,
 )
 from rismusic.estimation.model_order import LOG_POWER_WIDTH, log_occam_factor
+from rismusic.estimation.room_poses import ScenePoses, pose_information
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.sources import coordinate_derivatives, to_panel_coordinates
@@ -247,34 +248,67 @@ class _Statistics:
 
 
 def joint_unconditional(
-    part: tuple[list[View], Bool[Tensor, "S K"]], x: Float[Tensor, "S U"], K: int
+    part: tuple[list[View], Bool[Tensor, "S K"]], x: Float[Tensor, "S X"], K: int, *, poses: bool = False
 ) -> Evaluated:
     """Negative unconditional log-likelihood of all panels, its gradient and Fisher information.
 
     Args:
         part: views of S scenes, and which entries hold a source.
-        x: K points, then log powers and log noise variance of each panel: U = 3K + P (K + 1).
+        x: K points, then log powers and log noise variance of each panel: X = 3K + P (K + 1).
         K: number of entries for sources.
+        poses: the displacement (m) and the rotation (rad) of each panel are unknown too, six for each panel
+            before the points (:func:`pose_derivatives`).
     """
     views, active = part
     points = x[:, : 3 * K].unflatten(1, (K, 3))
+    ahead = 6 * len(views) if poses else 0
+    head, width = ahead + 3 * K, ahead + x.shape[1]
     total = torch.zeros_like(x[:, 0])
-    gradient, information = torch.zeros_like(x), x.new_zeros(*x.shape, x.shape[1])
+    gradient, information = x.new_zeros(len(x), width), x.new_zeros(len(x), width, width)
     for number, view in enumerate(views):
-        own = slice(3 * K + number * (K + 1), 3 * K + (number + 1) * (K + 1))
+        own = slice(head + number * (K + 1), head + (number + 1) * (K + 1))
         at, positions = view.statistics(points, active, derivatives=True)
-        power, noise = x[:, own][:, :K].exp(), x[:, own][:, K].exp()
-        value, slope, J = unconditional(at, power, noise)
-        jacobian = block_diagonal(coordinate_derivatives(view.pose, positions))
+        power, noise = x[:, own.start - ahead : own.stop - ahead].exp().split((K, 1), dim=1)
+        value, slope, J = unconditional(at, power, noise[:, 0])
+        by_point = coordinate_derivatives(view.pose, positions)
+        jacobian = block_diagonal(by_point)
+        if poses:
+            by_poses = x.new_zeros(len(x), 3 * K, ahead)
+            by_poses[..., 6 * number : 6 * number + 6] = pose_derivatives(view, points, by_point).flatten(
+                1, 2
+            )
+            jacobian = torch.cat((by_poses, jacobian), dim=2)
         cross = jacobian.mT @ J[:, : 3 * K, 3 * K :]
         total = total + value
-        gradient[:, : 3 * K] += (jacobian.mT @ slope[:, : 3 * K, None])[..., 0]
+        gradient[:, :head] += (jacobian.mT @ slope[:, : 3 * K, None])[..., 0]
         gradient[:, own] = slope[:, 3 * K :]
-        information[:, : 3 * K, : 3 * K] += jacobian.mT @ J[:, : 3 * K, : 3 * K] @ jacobian
-        information[:, : 3 * K, own] = cross
-        information[:, own, : 3 * K] = cross.mT
+        information[:, :head, :head] += jacobian.mT @ J[:, : 3 * K, : 3 * K] @ jacobian
+        information[:, :head, own] = cross
+        information[:, own, :head] = cross.mT
         information[:, own, own] = J[:, 3 * K :, 3 * K :]
     return total, gradient, information
+
+
+def pose_derivatives(
+    view: View, points: Float[Tensor, "S K 3"], by_point: Float[Tensor, "S K 3 3"]
+) -> Float[Tensor, "S K 3 6"]:
+    r"""Derivatives of azimuth, elevation and inverse range by a displacement d and a rotation w of the panel.
+
+    A panel displaced by d and turned by w about its centre t sees the point x where it saw
+    :math:`x - d - w \times (x - t)` before.
+
+    Args:
+        view: of the panel.
+        points: x, metres, room frame.
+        by_point: derivatives by the point (:func:`~rismusic.sources.coordinate_derivatives`).
+
+    Returns:
+        Derivatives by d (m) and w (rad), both along the axes of the room.
+    """
+    x, y, z = (points - view.pose[:3, 3]).unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = (torch.stack(row, dim=-1) for row in ((zero, -z, y), (z, zero, -x), (-y, x, zero)))
+    return torch.cat((-by_point, by_point @ torch.stack(tuple(rows), dim=-2)), dim=-1)
 
 
 def joint_conditional(part: tuple[list[View], Bool[Tensor, "S K"]], x: Float[Tensor, "S U"]) -> Evaluated:
@@ -414,6 +448,7 @@ class RoomSolution:
         values: negative unconditional log-likelihood of each panel, nats.
         covariance: joint bound of the points at the estimate, m^2.
         log_evidence: Laplace approximation for this number of sources, nats.
+        poses: what each scene tells of the poses.
     """
 
     fit: RoomFit
@@ -421,15 +456,23 @@ class RoomSolution:
     values: Float[Tensor, "P S"]
     covariance: Float[Tensor, "S K 3 K 3"]
     log_evidence: Float[Tensor, "S"]
+    poses: ScenePoses
 
 
-def complete(views: list[View], fit: RoomFit, volume: Volume) -> RoomSolution:
+def complete(
+    views: list[View],
+    fit: RoomFit,
+    volume: Volume,
+    pose_covariance: Float[Tensor, "poses poses"] | None = None,
+) -> RoomSolution:
     """Complete a fit: powers, noise variance, error bars and evidence.
 
     Args:
         views: of P panels.
         fit: from :func:`refine_points`.
         volume: search volume of each panel, the prior of positions.
+        pose_covariance: of the errors of the poses, which the error bars then contain; none if the poses are
+            right.
     """
     active, K = fit.active, fit.active.shape[1]
     panels, values, levels = [], [], []
@@ -443,12 +486,22 @@ def complete(views: list[View], fit: RoomFit, volume: Volume) -> RoomSolution:
         values.append(value)
         levels.append(torch.cat((power.clamp_min(1e-300), panel.noise_variance[:, None]), dim=1).log())
     x = torch.cat((fit.points.flatten(1), *levels), dim=1)
-    _, _, J = joint_unconditional((views, active), x, K)
+    _, slope, J = joint_unconditional((views, active), x, K, poses=True)
+    ahead = 6 * len(views)
     seen = torch.stack([active & view.sees(to_panel_coordinates(view.pose, fit.points)) for view in views], 1)
     unknown = torch.cat((seen, torch.ones_like(seen[..., :1])), dim=2).flatten(1)
-    covariance = room_covariance(marginal_information(J, 3 * K, unknown), active)
+    poses = pose_information(slope, J, active, unknown)
+    marginal = marginal_information(J, ahead + 3 * K, unknown)
+    covariance = room_covariance(marginal[:, ahead:, ahead:], active)
+    if pose_covariance is not None:
+        # The positions of a scene follow the poses: the joint Fisher information, inverted by blocks.
+        known = covariance.nan_to_num(0.0, 0.0).flatten(3).flatten(1, 2)
+        follow = known @ marginal[:, ahead:, :ahead].nan_to_num(0.0)
+        more = follow @ pose_covariance @ follow.mT
+        covariance = covariance + more.unflatten(2, (K, 3)).unflatten(1, (K, 3))
+    J = J[:, ahead:, ahead:]
     evidence = _log_evidence(views, fit.points, seen, J, volume) - torch.stack(values).sum(0)
-    return RoomSolution(fit, panels, torch.stack(values), covariance, evidence)
+    return RoomSolution(fit, panels, torch.stack(values), covariance, evidence, poses)
 
 
 def _log_evidence(
