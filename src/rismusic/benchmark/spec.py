@@ -417,7 +417,7 @@ RESULTS, TIMINGS = "results.csv", "timings.csv"
 """Tables in the folder of a benchmark."""
 
 SCENES = "scenes"
-"""Pseudo-method: the truth and the bound of the scenes themselves."""
+"""Pseudo-method that stands for the truth and the bound of the scenes."""
 
 
 @dataclass(frozen=True)

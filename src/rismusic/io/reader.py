@@ -106,7 +106,9 @@ class RecordingFile:
 
     Attributes:
         format: ``h5``, ``npz``, ``mat 5`` or ``mat 7.3``.
-        scenes, snapshots, antennas: S, L and M.
+        scenes: S.
+        snapshots: L.
+        antennas: M.
         size: elements of the panel, N.
         sources_max: K_max; none without truth.
         wave: form of the wave, ``spherical`` where the file does not say.
