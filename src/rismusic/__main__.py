@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from rismusic.interruption import terminated_as_interrupted
+from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
 
 
 def main() -> int:
@@ -15,7 +15,7 @@ def main() -> int:
     # Importing torch makes many objects, none of them garbage: collections would take an eighth of its time.
     gc.set_threshold(100_000)
     try:
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), no_interrupt_is_lost():
             from rismusic.cli import main as run
 
             code = run()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic_core import SchemaError
 
 from rismusic.benchmark.spec import BenchSpec, all_units
 from rismusic.benchmark.summary import Store
@@ -262,7 +266,35 @@ def dropped_in_an_import() -> int:
     raise ImportError("numpy._core.multiarray failed to import")
 
 
-@pytest.mark.parametrize("drop", [dropped_in_a_callback, dropped_in_an_import])
+def replaced_by(error) -> int:
+    """As while pydantic builds a model: its error has the interruption in its text alone."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    raise error
+
+
+def replaced_by_an_error() -> int:
+    return replaced_by(SchemaError("KeyboardInterrupt:"))
+
+
+def replaced_by_bad_input() -> int:
+    return replaced_by(InputError("scenes", "KeyboardInterrupt:"))
+
+
+def replaced_by_a_missing_file() -> int:
+    return replaced_by(FileNotFoundError(errno.ENOENT, "No such file", "a.csv"))
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        dropped_in_a_callback,
+        dropped_in_an_import,
+        replaced_by_an_error,
+        replaced_by_bad_input,
+        replaced_by_a_missing_file,
+    ],
+)
 def test_an_interrupt_that_c_code_drops_is_repeated(drop, monkeypatch, capsys):
     """Also if the machine is so busy that a thread runs long before the one that starts it goes on."""
 
@@ -283,6 +315,35 @@ def test_an_interrupt_that_c_code_drops_is_repeated(drop, monkeypatch, capsys):
     assert main(["bound"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert (sys.excepthook, sys.unraisablehook) == hooks
+    # What was interrupted once does not count for the next command.
+    assert main(["check", "missing.h5"]) == 2
+
+
+IMPORTING = """
+import contextlib, signal, sys
+from pydantic_core import SchemaError
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "rismusic.cli.parser":
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            raise SchemaError("KeyboardInterrupt:")
+
+sys.meta_path.insert(0, Finder())
+from rismusic.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_an_interrupt_that_an_import_replaces():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, "--help"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 def test_a_part_of_a_benchmark_that_cannot_be_written(tmp_path):
