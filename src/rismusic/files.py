@@ -282,7 +282,7 @@ def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         OSError: the file cannot be written.
     """
     check_output(path, overwrite=overwrite)
-    _sync(temporary)
+    sync(temporary)
     if overwrite:
         temporary.replace(path)
     else:
@@ -298,7 +298,7 @@ def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         else:
             temporary.unlink()
     if os.name == "posix":
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -434,7 +434,7 @@ def _owned() -> str:
     return f"{_PART}{host}-{os.getpid()}-"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
     try:

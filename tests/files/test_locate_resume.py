@@ -227,7 +227,7 @@ def test_an_interrupt_while_a_block_is_stored_waits(
     with monkeypatch.context() as patched:
         if place == "rows":
             patched.setattr("rismusic.cli.locate.os.fsync", interrupted)
-            patched.setattr(files, "_sync", lambda path: None)
+            patched.setattr(files, "sync", lambda path: None)
         else:
             patched.setattr(files, "publish", interrupted)
         assert run("locate", recording, "-o", output, *OPTIONS) == 130
