@@ -9,6 +9,8 @@ import threading
 
 from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
 
+INTERRUPTED = 130  # exit code
+
 
 def main() -> int:
     """Run the command line. An interruption while it is still being loaded leaves no stack trace."""
@@ -21,13 +23,14 @@ def main() -> int:
             code = run()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     finally:
         # The work is done. An interruption while Python ends would stop nothing, and show a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         gc.freeze()  # nor does Python look for garbage among them when it ends, which takes 0.7 s
-    if code and threading.active_count() > 1:
-        # Threads of a command that was interrupted may compute for long, and Python would wait for them.
+    if code == INTERRUPTED or (code and threading.active_count() > 1):
+        # Threads of a command that was interrupted may compute for long, and Python would wait for them. It
+        # would also end by SIGINT, whatever the signal was, if that came in code that exec() ran.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -326,19 +326,26 @@ from pydantic_core import SchemaError
 class Finder:
     def find_spec(self, name, path, target=None):
         if name == "rismusic.cli.parser":
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-            raise SchemaError("KeyboardInterrupt:")
+            KIND
 
 sys.meta_path.insert(0, Finder())
-from rismusic.__main__ import main
-sys.exit(main())
 """
 
 
-def test_an_interrupt_that_an_import_replaces():
+REPLACED = """
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            raise SchemaError("KeyboardInterrupt:")
+"""
+
+
+@pytest.mark.parametrize("kind", [REPLACED, "exec('signal.raise_signal(signal.SIGINT)')"])
+def test_an_interrupt_while_modules_are_imported(kind, tmp_path):
+    """Also in code that exec() runs, as dataclasses do: Python would end by the signal, not with a code."""
+    (tmp_path / "sitecustomize.py").write_text(IMPORTING.replace("KIND", kind.strip()))
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTING, "--help"],
+        [sys.executable, "-m", "rismusic", "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
         capture_output=True,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
