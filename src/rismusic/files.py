@@ -191,6 +191,8 @@ def is_vacant(folder: Path) -> bool:
     """Whether a folder is missing or empty. Temporary files of killed processes are removed first."""
     try:
         if not folder.exists():
+            if folder.is_symlink():
+                raise InputError(str(folder), "is a symbolic link to nothing; remove it")
             return True
         if not folder.is_dir():
             return False
