@@ -160,9 +160,11 @@ class PartialFile:
                     f"was not written by rismusic {self._command}, or its .json is missing; remove it",
                 )
             return None
-        progress = parse_record(
-            Progress, read_small(self._state), str(self._state), f"the progress of rismusic {self._command}"
-        )
+        name, expected = str(self._state), f"the progress of rismusic {self._command}"
+        try:
+            progress = parse_record(Progress, read_small(self._state), name, expected)
+        except InputError as error:
+            raise InputError(name, f"{error.problem}; remove it") from None
         # A process that was killed while the output got its name leaves a part that is the output itself.
         is_left = self.part.exists() and not (self.path.exists() and self.part.samefile(self.path))
         return progress if progress.scenes and is_left else None

@@ -334,6 +334,9 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     part.write_bytes(content)
     state.write_text("{}")
     refused("is not the progress of rismusic locate")
+    assert run("locate", recording, "-o", output, "--overwrite", *OPTIONS) == 2
+    assert "a.csv.part.json: is not the progress" in (said := capsys.readouterr().err)
+    assert said.endswith("); remove it\n")
     state.write_text(json.dumps({**json.loads(record), "scenes": -1}))
     refused("is not the progress of rismusic locate")
     state.unlink()
