@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -150,10 +151,11 @@ def locate_in_worker(
     spec: LocateSpec,
     device: str,
     calibration: PanelCalibration | None,
+    files: Sequence[Path],
     single_thread: bool,
     one_scene: bool,
 ) -> Estimate:
-    """Locate one block, perhaps in another thread or process.
+    """Locate one block of these files, perhaps in another thread or process.
 
     For a recording of one scene, loading Numba takes longer than it saves.
     """
@@ -170,7 +172,13 @@ def locate_in_worker(
         if len(block.recordings) > 1:
             from rismusic.room import locate_room
 
-            return locate_room(block.recordings, spec=spec, device=device)
+            try:
+                return locate_room(block.recordings, spec=spec, device=device)
+            except InputError as error:
+                of = re.fullmatch(r"recordings\[(\d+)\]\.?(.*)", error.field)
+                if of is None:
+                    raise
+                raise InputError(str(files[int(of[1])]), f"{of[2]}: {error.problem}") from None
         return locate(block.recordings[0], spec=spec, device=device, calibration=calibration)
 
 
@@ -390,6 +398,7 @@ class Locate(Command):
             spec=self.settings,
             device=self.device,
             calibration=calibration,
+            files=(self.file, *self.fuse),
             # The same for any number of workers, so that the estimates are the same to the last bit.
             single_thread=scenes > BLOCK_SCENES,
             one_scene=scenes == 1,
