@@ -190,16 +190,17 @@ def _obstacle(path: Path, *, overwrite: bool, endings: Collection[str]) -> str |
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is missing or empty. Temporary files of killed processes are removed first."""
     try:
-        if not folder.exists():
-            if folder.is_symlink():
-                raise InputError(str(folder), "is a symbolic link to nothing; remove it")
-            return True
-        if not folder.is_dir():
-            return False
-        sweep(folder)
-        return not any(folder.iterdir())
+        if folder.exists():
+            if not folder.is_dir():
+                return False
+            sweep(folder)
+            return not any(folder.iterdir())
+        is_link = folder.is_symlink()
     except (OSError, ValueError) as error:
         raise InputError(str(folder), f"cannot be read: {failure(error).lower()}") from None
+    if is_link:
+        raise InputError(str(folder), "is a symbolic link to nothing; remove it")
+    return True
 
 
 def writable_by_others(path: Path) -> Path | None:

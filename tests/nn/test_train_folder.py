@@ -145,7 +145,10 @@ def test_bad_flags(tmp_path, capfd):
         (["--epochs", "2", "--schedule.epochs", "3"], "--epochs: give either --epochs or --schedule.epochs"),
         (["--out", str(tmp_path / "run")], "run: the folder already contains a training"),
         (["--out", str(tmp_path)], "the output must be a new or empty folder"),
-        (["--out", str(tmp_path / "link")], "link: is a symbolic link to nothing; remove it"),
+        (
+            ["--out", str(tmp_path / "link")],
+            f"error: {tmp_path / 'link'}: is a symbolic link to nothing; remove it",
+        ),
         (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: cannot be read: no such file"),
         (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: 'cuda' is not available"),
         ([str(tmp_path / "none.toml")], "none.toml: cannot be read: no such file"),
