@@ -587,7 +587,17 @@ def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_
     ):
         assert main(command.split()) == 2
         assert f"(in {named})" in capsys.readouterr().err
+    write("element.h5", simulate(SystemSpec(**{**system, "panel": {"rows": 1, "columns": 1}}), scenes=2))
+    write("element_posed.h5", replace(read("element.h5"), pose=posed.pose))
+    for command in ("locate element.h5 --method omp", "calibrate element.h5 -o out.h5 --sources 1"):
+        assert main(command.split()) == 2
+        assert "elements: a single element receives the same" in capsys.readouterr().err
+    assert main(["check", "element.h5"]) == 0
+    said = capsys.readouterr()
+    assert "a single element has no direction" in said.out
+    assert "inf" not in said.out + said.err
     for command, sentence in (
+        ("posed.h5 --fuse element_posed.h5", "element_posed.h5: elements: a single element receives"),
         ("piloted.h5 --fuse posed.h5", "posed.h5: pilots: missing"),
         ("posed.h5 --fuse piloted.h5", "posed.h5: pilots: missing"),
         ("posed.h5 --fuse one.h5", "one.h5: pose: missing"),
