@@ -277,7 +277,7 @@ class Trial:
         for name, expected in self.reference.items():
             if digest(self.folder / name) != expected:
                 found.append(f"{name} differs from that of an undisturbed run")
-        if list(self.folder.rglob(".rismusic-*")) or list(self.folder.glob("*.part*")):
+        if any(list(self.folder.rglob(name)) for name in (".rismusic-*", "*.part", "*.part.lock")):
             found.append("temporary files stayed after the second run")
         return found
 
