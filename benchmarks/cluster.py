@@ -74,7 +74,7 @@ def on_cluster(recording: str, output: Path, settings: Sequence[str], *, kill: b
             command("locate", recording, "-o", str(output), *settings, "--cluster", address)
         )
         said = "none killed"
-        state = output.with_name(f"{output.name}.part.json")
+        state = output.with_name(f"{output.name}.run.json")
         while kill and process.poll() is None:
             done = re.search(r'"scenes": (\d+)', state.read_text()) if state.exists() else None
             if done and int(done[1]):

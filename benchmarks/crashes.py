@@ -245,9 +245,9 @@ class Trial:
             "run/settings.toml",
             "bench/settings.toml",
             "tune/study.db",
-            "a.csv.part.json",
-            "a.json.part.json",
-            "a.h5.part.json",
+            "a.csv.run.json",
+            "a.json.run.json",
+            "a.h5.run.json",
         )
         return any((self.folder / mark).exists() for mark in marks)
 
@@ -277,7 +277,7 @@ class Trial:
         for name, expected in self.reference.items():
             if digest(self.folder / name) != expected:
                 found.append(f"{name} differs from that of an undisturbed run")
-        if list(self.folder.rglob(".rismusic-*")) or list(self.folder.glob("*.part*")):
+        if any(list(self.folder.rglob(name)) for name in (".rismusic-*", "*.part", "*.part.lock")):
             found.append("temporary files stayed after the second run")
         return found
 

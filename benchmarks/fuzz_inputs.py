@@ -147,9 +147,9 @@ def cases() -> list[Case]:
         Case("study", (*tune, "FOLDER/study.db"), "study.db", ("study.db",)),
         Case("study", (*tune, "sqlite:///FOLDER/a.h5"), "a.h5"),
     ]
-    for name in ("cut.csv.part", "cut.csv.part.json"):
+    for name in ("cut.csv.part", "cut.csv.run.json"):
         again = ("locate", "FOLDER/a.h5", "-o", "FOLDER/cut.csv", "--resume", *LOCATE)
-        found.append(Case("cut output", again, name, ("cut.csv.part", "cut.csv.part.json")))
+        found.append(Case("cut output", again, name, ("cut.csv.part", "cut.csv.run.json")))
     return found
 
 
@@ -426,7 +426,7 @@ def odd_command(rng: random.Random, case: Case, names: list[str]) -> Case:
         option = rng.choice(writes)
         inputs = [word.removeprefix("FOLDER/") for word in command if word.startswith("FOLDER/")]
         name = rng.choice((*inputs, *rng.choices(names, k=2)))
-        for beside in (".toml", ".part", ".part.json", ".part.lock"):
+        for beside in (".toml", ".part", ".run.json", ".part.lock"):
             if rng.random() < 0.5:  # what is written beside an output is an input
                 name = name.removesuffix(beside)
         if rng.random() < 0.2:
@@ -435,7 +435,7 @@ def odd_command(rng: random.Random, case: Case, names: list[str]) -> Case:
         inputs = [word.removeprefix("FOLDER/") for word in command if word.startswith("FOLDER/")]
         command = [*without_option(command, "--overwrite"), option, f"FOLDER/{name}", "--overwrite"]
         # All that is written may change, but for what is read.
-        written = {name, *(name + end for end in (".toml", ".part", ".part.json", ".part.lock"))}
+        written = {name, *(name + end for end in (".toml", ".part", ".run.json", ".part.lock"))}
         changes |= {one for one in written if not any(one == at or one.startswith(f"{at}/") for at in inputs)}
     return replace(case, command=tuple(command), changes=tuple(sorted(changes)))
 

@@ -563,6 +563,10 @@ def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_
     recording = simulate(SystemSpec(**system), scenes=2)
     write("one.h5", recording)
     write("constant.h5", replace(recording, symbols="constant"))
+    posed = replace(recording, pose=torch.eye(4, dtype=torch.float64))
+    write("posed.h5", posed)
+    write("second.h5", posed)
+    write("piloted.h5", replace(posed, symbols="known", pilots=torch.ones(4, 5, dtype=torch.complex64)))
     elements = recording.elements
     response = torch.ones(len(elements), dtype=torch.complex128)
     other = PanelCalibration(
@@ -583,6 +587,24 @@ def test_what_does_not_fit_a_recording_is_refused_with_the_name_of_the_file(tmp_
     ):
         assert main(command.split()) == 2
         assert f"(in {named})" in capsys.readouterr().err
+    write("element.h5", simulate(SystemSpec(**{**system, "panel": {"rows": 1, "columns": 1}}), scenes=2))
+    write("element_posed.h5", replace(read("element.h5"), pose=posed.pose))
+    for command in ("locate element.h5 --method omp", "calibrate element.h5 -o out.h5 --sources 1"):
+        assert main(command.split()) == 2
+        assert "elements: a single element receives the same" in capsys.readouterr().err
+    assert main(["check", "element.h5"]) == 0
+    said = capsys.readouterr()
+    assert "a single element has no direction" in said.out
+    assert "inf" not in said.out + said.err
+    for command, sentence in (
+        ("posed.h5 --fuse element_posed.h5", "element_posed.h5: elements: a single element receives"),
+        ("piloted.h5 --fuse posed.h5", "posed.h5: pilots: missing"),
+        ("posed.h5 --fuse piloted.h5", "posed.h5: pilots: missing"),
+        ("posed.h5 --fuse one.h5", "one.h5: pose: missing"),
+        ("posed.h5 --fuse second.h5 --symbols correlated", "posed.h5: symbols: must not be correlated"),
+    ):
+        assert main(["locate", *command.split(), "--method", "omp"]) == 2
+        assert f"error: {sentence}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["symbols", "pattern_exponent"])

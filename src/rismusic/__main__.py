@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 
-from rismusic.interruption import terminated_as_interrupted
+from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
+
+INTERRUPTED = 130  # exit code
 
 
 def main() -> int:
@@ -15,19 +17,20 @@ def main() -> int:
     # Importing torch makes many objects, none of them garbage: collections would take an eighth of its time.
     gc.set_threshold(100_000)
     try:
-        with terminated_as_interrupted():
+        with terminated_as_interrupted(), no_interrupt_is_lost():
             from rismusic.cli import main as run
 
             code = run()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
     finally:
         # The work is done. An interruption while Python ends would stop nothing, and show a traceback.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         gc.freeze()  # nor does Python look for garbage among them when it ends, which takes 0.7 s
-    if code and threading.active_count() > 1:
-        # Threads of a command that was interrupted may compute for long, and Python would wait for them.
+    if code == INTERRUPTED or (code and threading.active_count() > 1):
+        # Threads of a command that was interrupted may compute for long, and Python would wait for them. It
+        # would also end by SIGINT, whatever the signal was, if that came in code that exec() ran.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

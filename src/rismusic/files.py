@@ -190,14 +190,17 @@ def _obstacle(path: Path, *, overwrite: bool, endings: Collection[str]) -> str |
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is missing or empty. Temporary files of killed processes are removed first."""
     try:
-        if not folder.exists():
-            return True
-        if not folder.is_dir():
-            return False
-        sweep(folder)
-        return not any(folder.iterdir())
+        if folder.exists():
+            if not folder.is_dir():
+                return False
+            sweep(folder)
+            return not any(folder.iterdir())
+        is_link = folder.is_symlink()
     except (OSError, ValueError) as error:
         raise InputError(str(folder), f"cannot be read: {failure(error).lower()}") from None
+    if is_link:
+        raise InputError(str(folder), "is a symbolic link to nothing; remove it")
+    return True
 
 
 def writable_by_others(path: Path) -> Path | None:
@@ -282,7 +285,7 @@ def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         OSError: the file cannot be written.
     """
     check_output(path, overwrite=overwrite)
-    _sync(temporary)
+    sync(temporary)
     if overwrite:
         temporary.replace(path)
     else:
@@ -298,7 +301,7 @@ def publish(temporary: Path, path: Path, *, overwrite: bool) -> None:
         else:
             temporary.unlink()
     if os.name == "posix":
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -434,7 +437,7 @@ def _owned() -> str:
     return f"{_PART}{host}-{os.getpid()}-"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if sys.platform != "win32" else os.O_RDWR)
     try:

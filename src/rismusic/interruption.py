@@ -11,23 +11,37 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CodeType, FrameType
 
 _POLL_S = 0.01  # seconds between two looks at the main thread, before an interruption is repeated
+_arrived = threading.Event()  # a signal has interrupted the command that is running
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    """The handler of signals while a command runs: Ctrl-C that is remembered."""
+    _arrived.set()
+    raise KeyboardInterrupt
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """Treat SIGTERM, and SIGHUP of a closed terminal, as Ctrl-C. Signals that are ignored stay ignored."""
-    names = ("SIGTERM", "SIGHUP")
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {
+        number: handler
+        for number, handler in before.items()
+        if handler in (signal.SIG_DFL, signal.default_int_handler)
+    }
+    if before:  # else another one of these contexts is around this one
+        _arrived.clear()
+    for number in before:
+        signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -44,33 +58,39 @@ def interrupts_held() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         yield nullcontext
         return
     # SIGTERM is among them in commands, which treat it as Ctrl-C.
-    held = [one for one in signal.valid_signals() if signal.getsignal(one) is signal.default_int_handler]
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    interrupting = (signal.default_int_handler, _interrupt)
+    held = {number: handler for number, handler in handlers.items() if handler in interrupting}
     received: list[int] = []
 
-    def hold(number: int, _: FrameType | None) -> None:
+    def hold(number: int, frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt
+            _interrupt(number, frame)
         received.append(number)
 
-    def handle(handler: Callable[[int, FrameType | None], object]) -> None:
-        for number in held:
+    def restore() -> None:
+        for number, handler in held.items():
             signal.signal(number, handler)
+
+    def handle() -> None:
+        for number in held:
+            signal.signal(number, hold)
 
     @contextmanager
     def released() -> Iterator[None]:
-        handle(signal.default_int_handler)
+        restore()
         try:
             if received:
                 raise KeyboardInterrupt
             yield
         finally:
-            handle(hold)
+            handle()
 
-    handle(hold)
+    handle()
     try:
         yield released
     finally:
-        handle(signal.default_int_handler)
+        restore()
     if received:
         raise KeyboardInterrupt
 
@@ -111,10 +131,10 @@ def no_interrupt_is_lost() -> Iterator[None]:
     """Interrupt again after C code has dropped a KeyboardInterrupt.
 
     Python prints an exception in a callback of a C library and goes on. So does the import of NumPy's C API,
-    which then reports a missing module.
+    which then reports a missing module. Others, such as pydantic, raise an error of their own in its place.
 
     Raises:
-        KeyboardInterrupt: in place of an error that follows a dropped one.
+        KeyboardInterrupt: in place of any error that follows an interruption.
     """
     hooks = sys.excepthook, sys.unraisablehook
     dropped, lock = threading.Event(), threading.Lock()
@@ -135,6 +155,7 @@ def no_interrupt_is_lost() -> Iterator[None]:
     def note() -> None:
         if not dropped.is_set():
             dropped.set()
+            _arrived.set()
             threading.Thread(target=repeat, daemon=True).start()
 
     sys.excepthook = lambda kind, error, trace: (
@@ -147,7 +168,7 @@ def no_interrupt_is_lost() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if dropped.is_set():
+        if _arrived.is_set():
             raise KeyboardInterrupt from error
         raise
     finally:

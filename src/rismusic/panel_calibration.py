@@ -24,6 +24,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import nfmle
 from rismusic.estimation.noise import check_fit, noise_of
 from rismusic.estimation.panel_fit import MAX_ELEMENTS, PanelFit, error_in_new_scenes, fit_panel
+from rismusic.estimation.signal_model import check_elements
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.io.calibration import PanelCalibration
@@ -200,6 +201,7 @@ def check_recording(recording: Recording) -> None:
             "frequencies", "a wideband recording cannot calibrate a panel; select one subcarrier"
         )
     N = len(recording.elements)
+    check_elements(N)
     if N > MAX_ELEMENTS:
         raise InputError("elements", f"panels of up to {MAX_ELEMENTS} elements can be calibrated; got {N}")
 

@@ -1,7 +1,8 @@
 """Outputs that are written block by block, and that a later run can continue.
 
-The blocks of ``NAME`` are collected in ``NAME.part``; ``NAME.part.json`` says how much of it is complete.
-Both are on the disk before the next block starts. ``NAME.part`` is renamed at the end.
+The blocks of ``NAME`` are collected in ``NAME.part``; ``NAME.run.json`` says how much of it is complete.
+Both are on the disk before the next block starts. ``NAME.part`` is renamed at the end. ``NAME.run.json``
+stays, so that a later run knows what the output is of.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rismusic.version import __version__
 
 # Bytes at the beginning and at the end of a file that identify it, with its size.
 _MARK = 2**20
-_ENDS = ("", ".json", ".lock")
+_ENDS = (".part", ".run.json", ".part.lock")
 
 
 class Progress(Record):
@@ -38,6 +39,7 @@ class Progress(Record):
     sources: Natural = 0  # number of sources in them
     bytes: Natural = 0  # size of the complete part of a table
     digest: str = ""  # SHA-256 of what is complete
+    output: str = ""  # identifies the output, once it has its name
 
 
 def part_files(path: Path) -> list[Path]:
@@ -47,27 +49,24 @@ def part_files(path: Path) -> list[Path]:
     stem = path.name
     if len(os.fsencode(stem)) > 240:  # so that the names of the parts are not too long
         stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
-    return [path.parent / f"{stem}.part{end}" for end in _ENDS]
-
-
-def is_complete(path: Path) -> bool:
-    """Whether an output has its name, and no part of another run is beside it."""
-    return path.is_file() and not any(map(os.path.lexists, part_files(path)))
+    return [path.parent / f"{stem}{end}" for end in _ENDS]
 
 
 class PartialFile:
     """An output under construction; a context manager.
 
     A part without a scene is removed at the end, others stay. ``resume`` continues the output of an earlier
-    run, if there is one; ``overwrite`` drops it.
+    run, if there is one, or finds that it is complete; ``overwrite`` drops it.
 
     Attributes:
         part: the file under construction.
         progress: how much of it is complete.
+        is_complete: whether an earlier run has completed the output, so that nothing is left to do.
 
     Raises:
         InputError: the output cannot be written, another process writes it, an earlier run left a part of it
-            and neither ``resume`` nor ``overwrite`` is given, or that part belongs to other settings.
+            and neither ``resume`` nor ``overwrite`` is given, or that part, or the complete output that is
+            resumed, belongs to other settings.
     """
 
     def __init__(
@@ -81,7 +80,9 @@ class PartialFile:
         overwrite: bool,
         columns: Sequence[str] = (),
     ) -> None:
-        check_output(path, overwrite=overwrite)
+        self.is_complete = resume and not overwrite and path.is_file() and not path.is_symlink()
+        if not self.is_complete:
+            check_output(path, overwrite=overwrite)
         self.path, self._command, self._overwrite = path, command, overwrite
         self.part, self._state, self._lock = part_files(path)
         self.progress = Progress(
@@ -95,7 +96,10 @@ class PartialFile:
             stack.enter_context(locked(self._lock, str(path), "another process is writing this file"))
             # While the lock is held, so that no other process can have begun.
             stack.callback(self._lock.unlink, missing_ok=True)
-            self._begin(resume=resume)
+            if self.is_complete:
+                self._check_complete()
+            else:
+                self._begin(resume=resume)
             stack.callback(lambda: None if self.scenes else self._drop())
             self._exit = stack.pop_all()
 
@@ -113,8 +117,8 @@ class PartialFile:
     def publish(self) -> None:
         """Give the complete file its name."""
         with writing(self.path):
+            self.keep(output=fingerprint(self.part))
             publish(self.part, self.path, overwrite=self._overwrite)
-            self._state.unlink(missing_ok=True)
 
     def changed(self) -> InputError:
         """The error of a part that is not what was written."""
@@ -130,9 +134,6 @@ class PartialFile:
 
     def _begin(self, *, resume: bool) -> None:
         """Start the part, or continue that of an earlier run."""
-        for path in (self.part, self._state):
-            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-                raise InputError(str(path), f"is {kind_of(path.lstat().st_mode)}; remove it")
         earlier = self._earlier()
         if earlier is not None and not (resume or self._overwrite):
             raise InputError(
@@ -141,7 +142,7 @@ class PartialFile:
                 "--resume, or start again with --overwrite",
             )
         if resume and earlier is not None:
-            self._check_same(earlier)
+            self._check_same(earlier, self.part)
             self.progress = earlier
             return
         self._drop()
@@ -151,23 +152,50 @@ class PartialFile:
             if self.path.exists():
                 self.part.chmod(stat.S_IMODE(self.path.stat().st_mode))
 
-    def _earlier(self) -> Progress | None:
-        """What an earlier run has completed; none if that is nothing."""
+    def _check_complete(self) -> None:
+        """Check that the output is what an earlier run with the same settings has completed."""
+        earlier = self._record()
+        if earlier is None or earlier.output != fingerprint(self.path):
+            raise InputError(
+                str(self.path),
+                "exists and is not known to be of this recording and these settings; replace it with "
+                "--overwrite, or give another name",
+            )
+        self._check_same(earlier, self.path)
+        self.progress = earlier
+        if self._is_output():
+            self.part.unlink()
+
+    def _is_output(self) -> bool:
+        """Whether a process was killed while the output got its name: it leaves a part that is the output."""
+        return self.part.exists() and self.path.exists() and self.part.samefile(self.path)
+
+    def _record(self) -> Progress | None:
+        """The record of an earlier run."""
+        for path in (self.part, self._state):
+            if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+                raise InputError(str(path), f"is {kind_of(path.lstat().st_mode)}; remove it")
         if not self._state.exists():
+            return None
+        name, expected = str(self._state), f"the progress of rismusic {self._command}"
+        try:
+            return parse_record(Progress, read_small(self._state), name, expected)
+        except InputError as error:
+            raise InputError(name, f"{error.problem}; remove it") from None
+
+    def _earlier(self) -> Progress | None:
+        """What an earlier run has left to be continued; none if that is nothing."""
+        earlier = self._record()
+        if earlier is None:
             if self.part.exists():
                 raise InputError(
                     str(self.part),
-                    f"was not written by rismusic {self._command}, or its .json is missing; remove it",
+                    f"was not written by rismusic {self._command}, or its .run.json is missing; remove it",
                 )
             return None
-        progress = parse_record(
-            Progress, read_small(self._state), str(self._state), f"the progress of rismusic {self._command}"
-        )
-        # A process that was killed while the output got its name leaves a part that is the output itself.
-        is_left = self.part.exists() and not (self.path.exists() and self.part.samefile(self.path))
-        return progress if progress.scenes and is_left else None
+        return earlier if earlier.scenes and self.part.exists() and not self._is_output() else None
 
-    def _check_same(self, earlier: Progress) -> None:
+    def _check_same(self, earlier: Progress, path: Path) -> None:
         for name, what in (
             ("format", "another command"),
             ("version", "another version"),
@@ -181,7 +209,7 @@ class PartialFile:
                     changed = next(one for one in {**before, **now} if before.get(one) != now.get(one))
                     what += f" ({changed}: {before.get(changed)}, now {now.get(changed)})"
                 raise InputError(
-                    str(self.part), f"was written with {what}; use the same, or start again with --overwrite"
+                    str(path), f"was written with {what}; use the same, or start again with --overwrite"
                 )
 
     def _drop(self) -> None:

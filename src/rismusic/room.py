@@ -167,12 +167,13 @@ def locate_room(
         count = n_sources.to(recordings[0].snapshots.device)
     elif isinstance(chosen.sources, int):
         count = torch.full((len(recordings[0]),), chosen.sources, device=recordings[0].snapshots.device)
-    if count is not None:
-        for number, recording in enumerate(recordings):
-            try:
+    for number, recording in enumerate(recordings):
+        try:
+            for_geometry(own, recording.panel)
+            if count is not None:
                 check_fit(recording.stacked(), count, Volume.from_spec(chosen))
-            except InputError as error:
-                raise InputError(f"recordings[{number}].{error.field}", error.problem) from None
+        except InputError as error:
+            raise InputError(f"recordings[{number}].{error.field}", error.problem) from None
     prepared = []
     for start in range(0, len(recordings[0]), BLOCK_SCENES):
         block = slice(start, start + BLOCK_SCENES)

@@ -162,9 +162,13 @@ def test_one_antenna(method):
 def test_one_element(method):
     """A panel of one element has no direction; one of two has no elevation and no range."""
     one = simulate(dense.DIRECT.replace(panel={"rows": 1, "columns": 1}), scenes=2, sources=1)
-    with pytest.raises(InputError, match="identify at most 0 sources"):
-        locate(one, n_sources=1, method=method)
-    assert not answered(one, method=method).sources.active.any()
+    behind_ris = replace(
+        one, snapshots=torch.randn(2, 5, 6) + 0j, channel=torch.randn(6, 1) + 0j, codes=torch.ones(5, 1) + 0j
+    )
+    for recording in (replace(one, symbols="constant"), replace(behind_ris, truth=None)):
+        for n_sources in ("auto", 1):
+            with pytest.raises(InputError, match=r"^elements: a single element receives the same from every"):
+                locate(recording, n_sources=n_sources, method=method)
     two = simulate(dense.DIRECT.replace(panel={"rows": 1, "columns": 2}), scenes=2, sources=1)
     located = answered(two, n_sources=1, method=method)
     assert located.std.isinf().any(-1).all()

@@ -20,6 +20,7 @@ from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
 from rismusic.io import write
 from rismusic.spec import LocateSpec, SystemSpec
+from rismusic.version import __version__
 
 SPEC = LocateSpec(method="music", polish=False)
 OPTIONS = ["--method", "music", "--no-polish", "--workers", "1"]
@@ -98,7 +99,7 @@ def test_the_stream_equals_the_whole(ending, recording, located, tmp_path, reque
     else:
         located.to_json(whole, recording=str(recording))
     assert output.read_text() == whole.read_text()
-    assert names(tmp_path) == [output.name, whole.name, "recording.h5"]
+    assert names(tmp_path) == [output.name, f"{output.name}.run.json", whole.name, "recording.h5"]
 
 
 def test_threads_and_processes_write_the_same_file(recording, tmp_path, monkeypatch, quick_workers):
@@ -155,7 +156,7 @@ def test_an_interruption_does_not_wait_for_threads(number, recording, tmp_path):
     try:
         assert process.stdout.readline() == "begun\n"
         until = time.monotonic() + 60
-        state = tmp_path / "a.csv.part.json"
+        state = tmp_path / "a.csv.run.json"
         while time.monotonic() < until and not (state.exists() and json.loads(state.read_text())["scenes"]):
             time.sleep(0.01)
         process.send_signal(number)
@@ -165,7 +166,7 @@ def test_an_interruption_does_not_wait_for_threads(number, recording, tmp_path):
     assert process.returncode == 130
     assert "4 of 17 scenes are in" in said
     assert said.endswith("error: interrupted\n")
-    assert names(tmp_path) == ["a.csv.part", "a.csv.part.json", "recording.h5", "script.py"]
+    assert names(tmp_path) == ["a.csv.part", "a.csv.run.json", "recording.h5", "script.py"]
 
 
 @pytest.mark.usefixtures("looked_up")
@@ -188,7 +189,7 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
     ):
         assert run("locate", recording, "-o", output, *OPTIONS, *options) == 2
         assert sentence in capsys.readouterr().err
-    written = json.loads((state := tmp_path / f"a.{ending}.part.json").read_text())
+    written = json.loads((state := tmp_path / f"a.{ending}.run.json").read_text())
     for name, value, what in (
         ("columns", ["scene"], "other columns"),
         ("version", "0.1.0", "another version"),
@@ -200,8 +201,44 @@ def test_a_cut_output_is_continued(ending, recording, tmp_path, monkeypatch, cap
     for _ in range(2):  # of a complete output nothing is left to do
         assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
         assert output.read_bytes() == whole.read_bytes()
-        assert names(tmp_path) == [f"a.{ending}", f"b.{ending}", "recording.h5"]
+        assert names(tmp_path) == [
+            f"a.{ending}",
+            f"a.{ending}.run.json",
+            f"b.{ending}",
+            f"b.{ending}.run.json",
+            "recording.h5",
+        ]
     assert f"a.{ending} is complete" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("looked_up")
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_a_complete_output_of_something_else_is_not_resumed(ending, recording, tmp_path, capsys):
+    """What is beside it tells what it is of."""
+    output, other = tmp_path / f"a.{ending}", tmp_path / "other.h5"
+    write(other, scenes_of_seed(2))
+    assert run("locate", recording, "-o", output, *OPTIONS) == 0
+    content, record = output.read_bytes(), output.with_name(f"{output.name}.run.json")
+    unknown = (
+        f"a.{ending}: exists and is not known to be of this recording and these settings; replace it with"
+    )
+
+    def refused(sentence, *options, file=recording):
+        before = output.read_bytes()
+        assert run("locate", file, "-o", output, "--resume", *OPTIONS, *options) == 2
+        assert sentence in capsys.readouterr().err
+        assert output.read_bytes() == before
+
+    refused(f"a.{ending}: was written with another recording", file=other)
+    refused(f"a.{ending}: was written with other settings (range_max_m", "--range-max-m", "11")
+    output.write_bytes(content[:-1])
+    refused(unknown)
+    output.write_bytes(content)
+    text = record.read_text()
+    record.write_text(text.replace(f'"version": "{__version__}"', '"version": "0.1.0"'))
+    refused(f"a.{ending}: was written with another version")
+    record.unlink()
+    refused(unknown)
 
 
 @pytest.mark.usefixtures("looked_up")
@@ -227,20 +264,18 @@ def test_an_interrupt_while_a_block_is_stored_waits(
     with monkeypatch.context() as patched:
         if place == "rows":
             patched.setattr("rismusic.cli.locate.os.fsync", interrupted)
-            patched.setattr(files, "_sync", lambda path: None)
+            patched.setattr(files, "sync", lambda path: None)
         else:
             patched.setattr(files, "publish", interrupted)
         assert run("locate", recording, "-o", output, *OPTIONS) == 130
     assert f"{5 * block} of 17 scenes are in" in capsys.readouterr().err
-    assert json.loads((tmp_path / "a.csv.part.json").read_text())["scenes"] == 5 * block
+    assert json.loads((tmp_path / "a.csv.run.json").read_text())["scenes"] == 5 * block
     assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.usefixtures("looked_up")
-@pytest.mark.parametrize(
-    "cut_at", ["the part is made", "the head is written", "the part is removed", "the progress is removed"]
-)
+@pytest.mark.parametrize("cut_at", ["the part is made", "the head is written", "the part is removed"])
 def test_a_kill_at_the_beginning_or_the_end_needs_no_help(cut_at, recording, tmp_path, monkeypatch):
     output, patched = tmp_path / "a.csv", partial.Path
 
@@ -263,7 +298,7 @@ def test_a_kill_at_the_beginning_or_the_end_needs_no_help(cut_at, recording, tmp
             elif cut_at == "the head is written":
                 monkeypatch.setattr(PartialOutput, "_write", until(None, lambda *_, **__: True))
             else:
-                name = "a.csv.part" if cut_at == "the part is removed" else "a.csv.part.json"
+                name = "a.csv.part"
                 monkeypatch.setattr(
                     patched,
                     "unlink",
@@ -276,9 +311,10 @@ def test_a_kill_at_the_beginning_or_the_end_needs_no_help(cut_at, recording, tmp
     finished = output.exists()
     assert finished == cut_at.endswith("removed")
     content = output.read_bytes() if finished else b""
-    assert run("locate", recording, "-o", output, *OPTIONS, *["--overwrite", "--resume"] * finished) == 0
-    assert output.read_bytes().startswith(content)
-    assert names(tmp_path) == ["a.csv", "recording.h5"]
+    for options in (["--resume"], ["--overwrite", "--resume"]) if finished else ([],):
+        assert run("locate", recording, "-o", output, *OPTIONS, *options) == 0
+        assert output.read_bytes().startswith(content)
+        assert names(tmp_path) == ["a.csv", "a.csv.run.json", "recording.h5"]
 
 
 @pytest.mark.usefixtures("looked_up")
@@ -303,7 +339,7 @@ def test_overwrite_starts_again(recording, tmp_path, monkeypatch):
     assert run("locate", recording, "-o", output, "--overwrite", *OPTIONS) == 0
     assert output.read_text().count("\n") > 17
     assert output.stat().st_mode & 0o777 == 0o600
-    assert names(tmp_path) == ["a.csv", "recording.h5"]
+    assert names(tmp_path) == ["a.csv", "a.csv.run.json", "recording.h5"]
 
 
 @pytest.mark.usefixtures("looked_up")
@@ -315,7 +351,7 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
         assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 2
         assert sentence in capsys.readouterr().err
 
-    part, state = tmp_path / "a.csv.part", tmp_path / "a.csv.part.json"
+    part, state = tmp_path / "a.csv.part", tmp_path / "a.csv.run.json"
     content, record = part.read_bytes(), state.read_text()
     part.write_bytes(content[:100])
     refused("has changed since it was written")
@@ -334,6 +370,9 @@ def test_parts_that_do_not_fit(recording, tmp_path, monkeypatch, capsys):
     part.write_bytes(content)
     state.write_text("{}")
     refused("is not the progress of rismusic locate")
+    assert run("locate", recording, "-o", output, "--overwrite", *OPTIONS) == 2
+    assert "a.csv.run.json: is not the progress" in (said := capsys.readouterr().err)
+    assert said.endswith("); remove it\n")
     state.write_text(json.dumps({**json.loads(record), "scenes": -1}))
     refused("is not the progress of rismusic locate")
     state.unlink()
@@ -355,7 +394,7 @@ def test_one_process_at_a_time(recording, tmp_path, capsys):
         assert run("locate", recording, "-o", output, *OPTIONS) == 2
         assert f"another process is writing this file (process {os.getpid()})" in capsys.readouterr().err
     assert run("locate", recording, "-o", output, *OPTIONS) == 0
-    assert names(tmp_path) == ["a.csv", "recording.h5"]
+    assert names(tmp_path) == ["a.csv", "a.csv.run.json", "recording.h5"]
 
 
 @pytest.mark.usefixtures("looked_up")
@@ -370,11 +409,11 @@ def test_a_killed_process_leaves_what_is_complete(recording, tmp_path, monkeypat
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert json.loads((tmp_path / "a.csv.part.json").read_text())["scenes"] == 10
+    assert json.loads((tmp_path / "a.csv.run.json").read_text())["scenes"] == 10
     assert not output.exists()
     assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == ["a.csv", "recording.h5", "whole.csv"]
+    assert names(tmp_path) == ["a.csv", "a.csv.run.json", "recording.h5", "whole.csv", "whole.csv.run.json"]
 
 
 @pytest.mark.usefixtures("looked_up")
@@ -390,7 +429,7 @@ def test_a_full_disk_keeps_what_is_complete(recording, tmp_path, capsys):
     assert "cannot write" in said[-1]
     assert "of 17 scenes are in" in said[-2]
     assert run("locate", recording, "-o", output, "--resume", *OPTIONS) == 0
-    assert names(tmp_path) == ["a.csv", "recording.h5"]
+    assert names(tmp_path) == ["a.csv", "a.csv.run.json", "recording.h5"]
 
 
 def test_several_recordings_into_a_folder(recording, located, looked_up, tmp_path, capsys):
@@ -399,7 +438,8 @@ def test_several_recordings_into_a_folder(recording, located, looked_up, tmp_pat
     options = [*OPTIONS, "-o", folder]
     assert run("locate", recording, other, *options) == 0
     tables = [folder / "recording.csv", folder / "other.csv"]
-    assert sorted(folder.iterdir()) == sorted(tables)
+    records = [folder / f"{table.name}.run.json" for table in tables]
+    assert sorted(folder.iterdir()) == sorted(tables + records)
     assert tables[0].read_text() == tables[1].read_text()
     assert len(tables[0].read_text().splitlines()) == 1 + int(located.n_sources.sum())
     # What is there is neither replaced nor located again.
@@ -408,7 +448,11 @@ def test_several_recordings_into_a_folder(recording, located, looked_up, tmp_pat
     capsys.readouterr()
     assert run("locate", recording, other, *options, "--resume") == 0
     assert "recording.csv is complete" in capsys.readouterr().err
-    assert sorted(folder.iterdir()) == sorted(tables)
+    assert sorted(folder.iterdir()) == sorted(tables + records)
+    assert run("locate", other, recording, *options, "--resume", "--range-max-m", "11") == 2
+    assert (
+        "other.csv: was written with other settings (range_max_m: 10.0, now 11.0)" in capsys.readouterr().err
+    )
 
 
 def test_several_recordings_need_a_folder_and_different_names(recording, tmp_path, capsys):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -15,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic_core import SchemaError
 
 from rismusic.benchmark.spec import BenchSpec, all_units
 from rismusic.benchmark.summary import Store
@@ -262,7 +266,35 @@ def dropped_in_an_import() -> int:
     raise ImportError("numpy._core.multiarray failed to import")
 
 
-@pytest.mark.parametrize("drop", [dropped_in_a_callback, dropped_in_an_import])
+def replaced_by(error) -> int:
+    """As while pydantic builds a model: its error has the interruption in its text alone."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    raise error
+
+
+def replaced_by_an_error() -> int:
+    return replaced_by(SchemaError("KeyboardInterrupt:"))
+
+
+def replaced_by_bad_input() -> int:
+    return replaced_by(InputError("scenes", "KeyboardInterrupt:"))
+
+
+def replaced_by_a_missing_file() -> int:
+    return replaced_by(FileNotFoundError(errno.ENOENT, "No such file", "a.csv"))
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        dropped_in_a_callback,
+        dropped_in_an_import,
+        replaced_by_an_error,
+        replaced_by_bad_input,
+        replaced_by_a_missing_file,
+    ],
+)
 def test_an_interrupt_that_c_code_drops_is_repeated(drop, monkeypatch, capsys):
     """Also if the machine is so busy that a thread runs long before the one that starts it goes on."""
 
@@ -283,6 +315,42 @@ def test_an_interrupt_that_c_code_drops_is_repeated(drop, monkeypatch, capsys):
     assert main(["bound"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert (sys.excepthook, sys.unraisablehook) == hooks
+    # What was interrupted once does not count for the next command.
+    assert main(["check", "missing.h5"]) == 2
+
+
+IMPORTING = """
+import contextlib, signal, sys
+from pydantic_core import SchemaError
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "rismusic.cli.parser":
+            KIND
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+REPLACED = """
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            raise SchemaError("KeyboardInterrupt:")
+"""
+
+
+@pytest.mark.parametrize("kind", [REPLACED, "exec('signal.raise_signal(signal.SIGINT)')"])
+def test_an_interrupt_while_modules_are_imported(kind, tmp_path):
+    """Also in code that exec() runs, as dataclasses do: Python would end by the signal, not with a code."""
+    (tmp_path / "sitecustomize.py").write_text(IMPORTING.replace("KIND", kind.strip()))
+    done = subprocess.run(
+        [sys.executable, "-m", "rismusic", "--help"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 def test_a_part_of_a_benchmark_that_cannot_be_written(tmp_path):
@@ -356,7 +424,7 @@ def test_what_no_memory_and_no_disk_can_hold(command, tmp_path, monkeypatch, cap
         ("simulate", "--scenes", "1", "-o", "data.h5", "--link-from", "data.h5"),
         ("doctor", "run", "--json", "run/state.json"),
         ("simulate", "--scenes", "1", "-o", "new.h5", "--config", "new.h5.toml"),
-        ("locate", "data.h5", "-o", "new.csv", "--config", "new.csv.part.json"),
+        ("locate", "data.h5", "-o", "new.csv", "--config", "new.csv.run.json"),
         ("locate", "data.h5", "-o", "new.csv", "--config", "new.csv.part.lock"),
         ("locate", "data.h5", "other.h5", "-o", "run", "--calibration", "run/other.csv"),
         ("locate", "data.h5", "--method", "hybrid", "--weights", "other.csv", "-o", "other.csv"),
@@ -369,7 +437,7 @@ def test_an_input_is_not_overwritten(args, tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     for name in ("data.h5", "other.h5", "other.csv", "run/state.json", "run/other.csv", "run/results.csv"):
         Path(name).write_text("precious")
-    for name in ("set.json", "new.h5.toml", "new.csv.part.json", "new.csv.part.lock"):
+    for name in ("set.json", "new.h5.toml", "new.csv.run.json", "new.csv.part.lock"):
         Path(name).write_text("")  # an empty TOML file
     os.link("set.json", "linked.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

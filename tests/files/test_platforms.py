@@ -72,4 +72,10 @@ def test_the_commands_run(tmp_path, capsys):
     )
     assert main(["check", str(path)]) == 0
     assert main(["locate", str(path), "-o", str(tmp_path / "a.csv"), "--method", "bartlett"]) == 0
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a.csv", "a.h5", "a.h5.toml"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "a.csv",
+        "a.csv.run.json",
+        "a.h5",
+        "a.h5.run.json",
+        "a.h5.toml",
+    ]

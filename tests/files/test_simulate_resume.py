@@ -60,14 +60,26 @@ def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys, qu
     assert run("-o", whole, *OPTIONS, *options) == 0
     assert cut(monkeypatch, output, *options) == 130
     assert "10 of 17 scenes are in" in capsys.readouterr().err
-    assert names(tmp_path) == ["a.h5.part", "a.h5.part.json", "whole.h5", "whole.h5.toml"]
+    assert names(tmp_path) == [
+        "a.h5.part",
+        "a.h5.run.json",
+        "whole.h5",
+        "whole.h5.run.json",
+        "whole.h5.toml",
+    ]
     for more, sentence in (
         ([], "an earlier run left 10 scenes in a.h5.part; continue it with --resume"),
         (["--resume", "--snr-db", "3"], "was written with other settings"),
     ):
         assert run("-o", output, *OPTIONS, *options, *more) == 2
         assert sentence in capsys.readouterr().err
-    assert names(tmp_path) == ["a.h5.part", "a.h5.part.json", "whole.h5", "whole.h5.toml"]
+    assert names(tmp_path) == [
+        "a.h5.part",
+        "a.h5.run.json",
+        "whole.h5",
+        "whole.h5.run.json",
+        "whole.h5.toml",
+    ]
     simulated = []
     monkeypatch.setattr(RecordingWriter, "append", counted(simulated))
     assert run("-o", output, *OPTIONS, *options, "--resume") == 0
@@ -75,7 +87,14 @@ def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys, qu
     assert "a.h5 is complete" in capsys.readouterr().err
     assert simulated == [5, 2]
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == ["a.h5", "a.h5.toml", "whole.h5", "whole.h5.toml"]
+    assert names(tmp_path) == [
+        "a.h5",
+        "a.h5.run.json",
+        "a.h5.toml",
+        "whole.h5",
+        "whole.h5.run.json",
+        "whole.h5.toml",
+    ]
 
 
 def counted(sizes):
@@ -123,10 +142,17 @@ def test_a_killed_process_leaves_what_is_complete(moment, tmp_path, monkeypatch)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert json.loads((tmp_path / "a.h5.part.json").read_text())["scenes"] == 10
+    assert json.loads((tmp_path / "a.h5.run.json").read_text())["scenes"] == 10
     assert run("-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == ["a.h5", "a.h5.toml", "whole.h5", "whole.h5.toml"]
+    assert names(tmp_path) == [
+        "a.h5",
+        "a.h5.run.json",
+        "a.h5.toml",
+        "whole.h5",
+        "whole.h5.run.json",
+        "whole.h5.toml",
+    ]
 
 
 def test_nothing_but_values_is_written_after_a_dataset_was_created(tmp_path):
@@ -159,7 +185,7 @@ def test_an_interrupt_while_a_block_is_stored_waits(number, tmp_path, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(PartialHdf5Sink, "flush", interrupted)
         assert run("-o", output, *OPTIONS) == 130
-    assert json.loads((tmp_path / "a.h5.part.json").read_text())["scenes"] == 5
+    assert json.loads((tmp_path / "a.h5.run.json").read_text())["scenes"] == 5
     assert run("-o", output, "--resume", *OPTIONS) == 0
     assert len(read(output)) == 17
 
@@ -193,7 +219,7 @@ def change(path, how):
 
 def test_a_part_of_locate_is_not_continued(tmp_path, monkeypatch, capsys):
     assert cut(monkeypatch, tmp_path / "a.h5") == 130
-    state = tmp_path / "a.h5.part.json"
+    state = tmp_path / "a.h5.run.json"
     state.write_text(state.read_text().replace("rismusic-simulate/1", "rismusic-locate/1"))
     assert run("-o", tmp_path / "a.h5", "--resume", *OPTIONS) == 2
     assert "was written with another command" in capsys.readouterr().err
@@ -228,4 +254,36 @@ def test_a_recording_that_was_cut_after_its_last_block_gets_its_name(tmp_path, m
     assert cut(monkeypatch, output, scenes=17) == 130
     assert run("-o", output, *OPTIONS, "--resume") == 0
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == ["a.h5", "a.h5.toml", "whole.h5", "whole.h5.toml"]
+    assert names(tmp_path) == [
+        "a.h5",
+        "a.h5.run.json",
+        "a.h5.toml",
+        "whole.h5",
+        "whole.h5.run.json",
+        "whole.h5.toml",
+    ]
+
+
+def test_a_complete_recording_of_other_settings_is_not_resumed(tmp_path, capsys):
+    output = tmp_path / "a.h5"
+    assert run("-o", output, *OPTIONS) == 0
+    content = output.read_bytes()
+    for options, sentence in (
+        (
+            ("--scenes", "7", "--seed", "3", *SMALL),
+            "a.h5: was written with other settings (scenes: 17, now 7)",
+        ),
+        (("--scenes", "17", "--seed", "4", *SMALL), "a.h5: was written with other settings (seed: 3, now 4)"),
+    ):
+        assert run("-o", output, *options, "--resume") == 2
+        assert sentence in capsys.readouterr().err
+    (tmp_path / "a.h5.run.json").rename(tmp_path / "kept")
+    assert run("-o", output, *OPTIONS, "--resume") == 2
+    assert "a.h5: exists and is not known to be of" in capsys.readouterr().err
+    assert output.read_bytes() == content
+    # A process that was killed before it wrote the settings.
+    (tmp_path / "kept").rename(tmp_path / "a.h5.run.json")
+    (tmp_path / "a.h5.toml").unlink()
+    for _ in range(2):
+        assert run("-o", output, *OPTIONS, "--resume") == 0
+        assert names(tmp_path) == ["a.h5", "a.h5.run.json", "a.h5.toml"]

@@ -84,6 +84,16 @@ def test_headers_are_bounded(tmp_path):
             load_network(path)
 
 
+def test_a_header_that_declares_more_than_the_file_holds(tmp_path):
+    path = tmp_path / "w.safetensors"
+    head = json.dumps({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(
+        InputError, match=r"its header declares 4,000,000,0\d\d,\d+ bytes, the file has \d+\)$"
+    ):
+        load_network(path)
+
+
 def test_a_padded_file_is_not_read(tmp_path):
     """A sparse file of 3 GB takes no room on the disk, but as much memory as it is long."""
     path = altered(tmp_path / "w.safetensors")

@@ -59,6 +59,12 @@ altered(
     "cannot have the same unit",
     noise_variance=lambda v: v * 1e-300,
 )
+altered(
+    "covariance of the noise in another unit, beside its variance",
+    "noise_covariance",
+    "cannot have the same unit",
+    noise_covariance=np.eye(M) * (1e-60 + 0j),
+)
 
 # Fields that are missing.
 altered("no elements", "elements", "missing; a recording needs elements", "elements")

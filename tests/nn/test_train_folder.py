@@ -133,6 +133,7 @@ def test_bad_configurations(text, sentence, tmp_path, capfd):
 
 def test_bad_flags(tmp_path, capfd):
     RunFolder(tmp_path / "run").create(SPEC)
+    (tmp_path / "link").symlink_to("nowhere")
     for args, sentence in (
         (["--resume", str(tmp_path / "none")], "none: not the folder of a training: it does not exist"),
         (["--resume", str(tmp_path)], "not the folder of a training: it has no settings.toml"),
@@ -144,6 +145,10 @@ def test_bad_flags(tmp_path, capfd):
         (["--epochs", "2", "--schedule.epochs", "3"], "--epochs: give either --epochs or --schedule.epochs"),
         (["--out", str(tmp_path / "run")], "run: the folder already contains a training"),
         (["--out", str(tmp_path)], "the output must be a new or empty folder"),
+        (
+            ["--out", str(tmp_path / "link")],
+            f"error: {tmp_path / 'link'}: is a symbolic link to nothing; remove it",
+        ),
         (["--out", str(tmp_path / "a"), "--start", str(tmp_path / "no")], "no: cannot be read: no such file"),
         (["--out", str(tmp_path / "b"), "--device", "cuda"], "device: 'cuda' is not available"),
         ([str(tmp_path / "none.toml")], "none.toml: cannot be read: no such file"),
@@ -388,17 +393,31 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
 
 
-def test_a_log_that_lost_its_end_is_continued(tmp_path):
-    """As a power cut may leave it, with a part of a line."""
-    one = trainer(tmp_path / "run")
-    one._check_start()
+def test_a_log_that_lost_its_end_is_refused(tmp_path, capsys):
+    """No power cut does that: the log is on the disk before the checkpoint. Without it, this is said."""
+    finished(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
     log = tmp_path / "run" / "log.jsonl"
-    first = log.read_bytes().split(b"\n", 1)[0] + b"\n"
-    log.write_bytes(first + first[:20])
-    one = resumed(tmp_path / "run")
-    one.train()
-    assert log_of(tmp_path / "run")[0] == json.loads(first)
-    assert log_of(tmp_path / "run", "epoch")[-1]["epoch"] == 1
+    whole = log.read_bytes()
+    for content in (b"", whole[:20], whole[: whole.index(b"\n") + 1], whole[:-1]):
+        log.write_bytes(content)
+        assert main(["train", "--resume", str(tmp_path / "run"), "--device", "cpu"]) == 2
+        assert "log.jsonl: has changed since the last checkpoint; without" in capsys.readouterr().err
+        assert log.read_bytes() == content
+    log.unlink()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    said = "".join(capsys.readouterr().err.split("\n"))
+    assert "log.jsonl is missing; the learning curves up to here are lost" in said
+
+
+def test_the_log_is_on_the_disk_before_the_checkpoint(tmp_path, monkeypatch):
+    synced, save = [], checkpoint.save_checkpoint
+    one = trainer(tmp_path / "run")
+    monkeypatch.setattr("rismusic.nn.run_folder.sync", synced.append)
+    monkeypatch.setattr(
+        "rismusic.nn.train.save_checkpoint", lambda *args: (synced.append("checkpoint"), save(*args))
+    )
+    one._check_start()
+    assert synced == [tmp_path / "run" / "log.jsonl", "checkpoint"]
 
 
 def test_a_log_that_cannot_be_cut(tmp_path, monkeypatch):

@@ -381,7 +381,11 @@ def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[s
         "elements N": str(file.size),
         **({"subcarriers F": _subcarriers(file)} if "frequencies" in file.fields else {}),
         "wavelength": f"{file.wavelength:.6g} m ({1e-6 * SPEED_OF_LIGHT / file.wavelength:.6g} MHz)",
-        "nearest elements": f"{panel.spacing / panel.wavelength:.3g} wavelengths apart",
+        "nearest elements": (
+            f"{panel.spacing / panel.wavelength:.3g} wavelengths apart"
+            if panel.size > 1
+            else "none: a single element has no direction"
+        ),
         "aperture": f"{panel.aperture:.4g} m",
         "Fresnel distance": f"{panel.fresnel_distance:.3g} m",
         "Fraunhofer distance": f"{panel.fraunhofer_distance:.3g} m (range can be estimated well inside it)",

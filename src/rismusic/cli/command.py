@@ -86,6 +86,8 @@ class Command(Spec):
     """Endings of the names that --output takes; none: any."""
     SWEPT: ClassVar[tuple[str, ...]] = ()
     """Tables whose settings may have several values, which make a sweep."""
+    RESUMES_OUTPUT: ClassVar[bool] = False
+    """Whether --resume continues --output, which then may exist already."""
     NEEDS: ClassVar[Mapping[str, str]] = {}
     """Fields that have an effect only with another one."""
 
@@ -152,7 +154,10 @@ class Command(Spec):
             path = getattr(self, name, None)
             if isinstance(path, Path):
                 own = self.OUTPUT_ENDINGS if name == "output" else endings
-                check_output(path, overwrite=getattr(self, "overwrite"), endings=own)  # noqa: B009
+                may_exist = getattr(self, "overwrite") or (  # noqa: B009
+                    name == "output" and self.RESUMES_OUTPUT and getattr(self, "resume")  # noqa: B009
+                )
+                check_output(path, overwrite=may_exist, endings=own)
                 check_extras("report", *packages)
 
     def run(self) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from rismusic.errors import InputError, in_file
 from rismusic.files import TABLE_ENDINGS, read_small, writing
 from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
-from rismusic.partial import PartialFile, is_complete, part_files
+from rismusic.partial import PartialFile, part_files
 from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, csv_text, plain, spans
@@ -63,9 +64,10 @@ class PartialOutput(PartialFile):
         self._head = {"version": __version__, "recording": name}
         with contextlib.ExitStack() as stack:
             stack.push(self)
-            with writing(self.part):
-                self._file = stack.enter_context(self.part.open("r+b"))
-                self._continue()
+            if not self.is_complete:
+                with writing(self.part):
+                    self._file = stack.enter_context(self.part.open("r+b"))
+                    self._continue()
             stack.pop_all()
 
     def append(self, estimate: Estimate) -> None:
@@ -150,10 +152,11 @@ def locate_in_worker(
     spec: LocateSpec,
     device: str,
     calibration: PanelCalibration | None,
+    files: Sequence[Path],
     single_thread: bool,
     one_scene: bool,
 ) -> Estimate:
-    """Locate one block, perhaps in another thread or process.
+    """Locate one block of these files, perhaps in another thread or process.
 
     For a recording of one scene, loading Numba takes longer than it saves.
     """
@@ -170,7 +173,13 @@ def locate_in_worker(
         if len(block.recordings) > 1:
             from rismusic.room import locate_room
 
-            return locate_room(block.recordings, spec=spec, device=device)
+            try:
+                return locate_room(block.recordings, spec=spec, device=device)
+            except InputError as error:
+                of = re.fullmatch(r"recordings\[(\d+)\]\.?(.*)", error.field)
+                if of is None:
+                    raise
+                raise InputError(str(files[int(of[1])]), f"{of[2]}: {error.problem}") from None
         return locate(block.recordings[0], spec=spec, device=device, calibration=calibration)
 
 
@@ -180,6 +189,7 @@ class Locate(Command):
     FLAT: ClassVar[str] = "settings"
     POSITIONAL: ClassVar[str] = "file"
     FURTHER: ClassVar[str] = "further"
+    RESUMES_OUTPUT: ClassVar[bool] = True
     NEEDS: ClassVar[Mapping[str, str]] = {
         "scene": "plot",
         "figure_width": "plot",
@@ -244,13 +254,8 @@ class Locate(Command):
 
     def check_outputs(self) -> None:
         """Check the outputs; those of several recordings are tables in a folder, which are checked later."""
-        if not self.further and not self._is_done:
+        if not self.further:
             super().check_outputs()
-
-    @property
-    def _is_done(self) -> bool:
-        """Whether there is nothing to resume."""
-        return self.resume and self.output is not None and is_complete(self.output) and not self.overwrite
 
     def run(self) -> int:
         """Locate block by block, so that the file may be larger than memory."""
@@ -258,9 +263,6 @@ class Locate(Command):
             return self._locate_each()
         if self.resume and (self.output is None or self.plot is not None or self.report is not None):
             raise InputError("--resume", "needs --output, and cannot be combined with --plot or --report")
-        if self._is_done:
-            note(f"{self.output} is complete")
-            return 0
         if self.fuse and self.calibration is not None:
             raise InputError("--calibration", "is of one panel and cannot be combined with --fuse")
         check_workers(self.workers or None, self.cluster)
@@ -291,6 +293,9 @@ class Locate(Command):
                 without = ", without --plot and --report," if drawn_too else ""
                 part = self._partial(self.output, file, others)
                 output = stack.enter_context(resumable(part, len(file), without=without))
+                if output.is_complete:
+                    note(f"{self.output} is complete")
+                    return 0
             progress = stack.enter_context(progress_bar())
             if self.plot is not None and self.scene >= len(file):
                 raise InputError(
@@ -390,6 +395,7 @@ class Locate(Command):
             spec=self.settings,
             device=self.device,
             calibration=calibration,
+            files=(self.file, *self.fuse),
             # The same for any number of workers, so that the estimates are the same to the last bit.
             single_thread=scenes > BLOCK_SCENES,
             one_scene=scenes == 1,

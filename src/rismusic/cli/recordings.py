@@ -30,7 +30,7 @@ from rismusic.cli.command import (
 from rismusic.errors import InputError, in_file
 from rismusic.files import check_output, read_text, write_text
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
-from rismusic.partial import PartialFile, is_complete, part_files
+from rismusic.partial import PartialFile, part_files
 from rismusic.registry import ESTIMATORS
 from rismusic.spec import CalibrateSpec, Count, SystemSpec, dump_spec
 from rismusic.text import command_line, counted, plain
@@ -63,6 +63,7 @@ class Simulate(Command):
 
     FLAT: ClassVar[str] = "system"
     OUTPUT_ENDINGS: ClassVar[tuple[str, ...]] = ()
+    RESUMES_OUTPUT: ClassVar[bool] = True
 
     output: Annotated[Path, Option("FILE", short="-o")]
     """Recording to write. The settings are written to FILE.toml."""
@@ -111,15 +112,6 @@ class Simulate(Command):
         """Whether blocks can be stored as they come; other formats are put together at the end."""
         return self.output.suffix == ".h5"
 
-    def check_outputs(self) -> None:
-        """Check the outputs, unless there is nothing to resume."""
-        if not self._is_done:
-            super().check_outputs()
-
-    @property
-    def _is_done(self) -> bool:
-        return self.resume and is_complete(self.output) and self.settings_file.exists() and not self.overwrite
-
     def run(self) -> int:
         """Simulate block by block straight into the file, so that memory stays constant."""
         check_workers(self.workers if self.workers > 1 else None, self.cluster)
@@ -127,10 +119,6 @@ class Simulate(Command):
             raise InputError(
                 "--resume", f"continues .h5 files only; {self.output} is put together at the end"
             )
-        if self._is_done:
-            note(f"{self.output} is complete")
-            return 0
-        check_output(self.settings_file, overwrite=self.overwrite)
         from rismusic.io import RecordingWriter
         from rismusic.simulation.simulator import Simulator
 
@@ -149,6 +137,13 @@ class Simulate(Command):
                     self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
                 )
                 partial_file = stack.enter_context(resumable(part, self.scenes))
+                if part.is_complete and self.settings_file.exists():
+                    note(f"{self.output} is complete")
+                    return 0
+            check_output(self.settings_file, overwrite=self.overwrite)
+            if partial_file is not None and partial_file.is_complete:
+                self._write_settings()
+                return 0
             writer = stack.enter_context(
                 RecordingWriter(
                     self.output,
@@ -167,10 +162,13 @@ class Simulate(Command):
             for _, recording in run_all(work, starts, workers=workers, cluster=self.cluster, ordered=True):
                 writer.append(recording)
                 progress.advance(task, len(recording))
+        self._write_settings()
+        return 0
+
+    def _write_settings(self) -> None:
         head = f"# rismusic {__version__}: {command_line()}\n"
         write_text(self.settings_file, head + dump_spec(self.system), overwrite=self.overwrite)
         note(f"{self.output}: {counted(self.scenes, 'scene')}; settings in {self.settings_file}")
-        return 0
 
     def _given(self) -> tuple[Panel, Link, Path] | tuple[None, None, None]:
         if self.link_from is None:

@@ -12,10 +12,10 @@ from rich.table import Table
 from rismusic.cli.command import Command, Option, SafeConsole, check_extras, note, progress_bar, say
 from rismusic.errors import InputError
 from rismusic.files import write_text
-from rismusic.nn.run_folder import SETTINGS, RunFolder
+from rismusic.nn.run_folder import BEST, LOG, SETTINGS, RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count
-from rismusic.text import command_line, plain
+from rismusic.text import command_line, counted, plain
 from rismusic.tuning.spec import TuneSpec
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Train(_OfTraining):
             if (folder / SETTINGS).exists():
                 note(f"the last checkpoint is in {folder}; continue with rismusic train --resume {folder}")
             raise
-        note(f"{len(trained.epochs)} epochs in {folder}; weights in {folder / 'best.safetensors'}")
+        note(f"{counted(len(trained.epochs), 'epoch')} in {folder / LOG}; weights in {folder / BEST}")
         return 0
 
 

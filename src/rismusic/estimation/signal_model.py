@@ -52,12 +52,27 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
     return recording
 
 
+def check_elements(count: int) -> None:
+    """Refuse a single element."""
+    if count < 2:
+        raise InputError(
+            "elements",
+            "a single element receives the same from every direction, so that it cannot locate sources; at "
+            "least two are needed",
+        )
+
+
 def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
     """The settings without an angle that a line of elements cannot tell; those with fewer unknowns stay.
 
     The data of a line depend on the angle to the line only. The elevation is held at 0, or the azimuth for a
     line nearer to the vertical.
+
+    Raises:
+        InputError: there is a single element, which has no direction, or the volume includes the mirror
+            images of a planar array.
     """
+    check_elements(panel.size)
     if panel.is_planar and spec.azimuth_max_deg >= 90:
         raise InputError(
             "azimuth_max_deg",

@@ -422,19 +422,22 @@ def check_values(values: Mapping[str, Tensor], truth: Sources | None, *, first_s
 
 def _check_noise_level(values: Mapping[str, Tensor], first_scene: int) -> None:
     """Refuse noise that is so far from the power of the data that one of them has another unit."""
-    covariance, noise = values.get("noise_covariance"), values.get("noise_variance")
-    if covariance is not None and noise is None:
-        noise = covariance.diagonal(dim1=-2, dim2=-1).real.mean(-1)
-    if noise is None or "snapshots" not in values:
+    if "snapshots" not in values:
         return
     y = values["snapshots"].flatten(1)
     largest = torch.view_as_real(y).abs().amax((1, 2)).double()
-    ratio = noise.double().sqrt() / largest
-    # Scenes without any power have been refused.
-    off = ((ratio < 1 / _NOISE_RATIO) | (ratio > _NOISE_RATIO)).expand(len(y))
-    if off.any():
+    for name in ("noise_variance", "noise_covariance"):
+        if name not in values:
+            continue
+        noise = values[name]
+        if noise.is_complex():
+            noise = noise.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+        ratio = noise.double().sqrt() / largest
+        # Scenes without any power have been refused.
+        off = ((ratio < 1 / _NOISE_RATIO) | (ratio > _NOISE_RATIO)).expand(len(y))
+        if not off.any():
+            continue
         scene = int(off.nonzero()[0])
-        name = "noise_variance" if "noise_variance" in values else "noise_covariance"
         raise InputError(
             name,
             f"{float(noise.expand(len(y))[scene]):g} and snapshots of up to {float(largest[scene]):g} in "

@@ -185,10 +185,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     header = parse_record(_Header, head[8 : 8 + length], str(path), "a safetensors file")
     # A file may be padded with what it takes no room for on the disk.
     size = 8 + length + max((one.data_offsets[1] for one in header.__pydantic_extra__.values()), default=0)
+    if (there := path.stat().st_size) != size:
+        problem = f"its header declares {size:,} bytes, the file has {there:,}"
+        raise InputError(str(path), f"is not a safetensors file, or it is truncated ({problem})")
     if size > _LARGEST_TENSORS:
         raise InputError(str(path), f"is larger than {_LARGEST_TENSORS >> 30} GiB")
-    if path.stat().st_size != size:
-        raise InputError(str(path), f"is not a safetensors file, or it is truncated (not {size} bytes long)")
     data = read_small(path, limit=size)
     try:
         return load(data), header.metadata

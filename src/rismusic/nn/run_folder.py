@@ -25,7 +25,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from rismusic.errors import InputError
-from rismusic.files import check_not_link, is_vacant, locked, read_small, write_text, writing
+from rismusic.files import check_not_link, is_vacant, locked, read_small, sync, write_text, writing
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import JsonNumber, Natural, Record, dump_spec, parse_record, read_spec
 from rismusic.version import __version__
@@ -159,15 +159,19 @@ class RunFolder:
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(text)
 
-    def log_size(self) -> int:
-        """Size of the log in bytes."""
+    def sync_log(self) -> int:
+        """Wait until the log is on the disk, so that no power cut shortens it; return its size in bytes."""
         path = self.folder / LOG
-        return path.stat().st_size if path.exists() else 0
+        if not path.exists():
+            return 0
+        with writing(path):
+            sync(path)
+        return path.stat().st_size
 
     def check_log(self, size: int) -> int:
         """Check, by reading alone, that the log can be continued from a checkpoint.
 
-        Return the size of the complete lines before the checkpoint: less than ``size`` if the disk lost some.
+        Return the size of the log before the checkpoint: ``size``, or 0 if the file is missing.
         """
         path = self.folder / LOG
         check_not_link(path)
@@ -177,16 +181,15 @@ class RunFolder:
         content = read_small(path, limit=_LARGEST_LOG)
         if b"\n" not in content and not _BEGIN.startswith(content[: len(_BEGIN)]):
             raise InputError(str(path), f"line 1 is not a log record; {_WITHOUT_LOG}")
-        complete = content.rfind(b"\n", 0, size) + 1
-        if complete != size <= len(content):
+        if content.rfind(b"\n", 0, size) + 1 != size:
             raise InputError(str(path), f"has changed since the last checkpoint; {_WITHOUT_LOG}")
-        return complete
+        return size
 
     def cut_log(self, size: int) -> None:
         """Remove the lines that were logged after the checkpoint, since those steps are repeated."""
         path = self.folder / LOG
         check_not_link(path)
-        if self.log_size() > size:
+        if path.exists() and path.stat().st_size > size:
             with writing(path):
                 os.truncate(path, size)
 

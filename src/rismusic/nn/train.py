@@ -36,7 +36,7 @@ from rismusic.nn.learner import Learner
 from rismusic.nn.losses import check_start
 from rismusic.nn.monitors import Report, TensorBoardLog, find_nonfinite, nonfinite_gradient_error, save_curves
 from rismusic.nn.network import GridNetwork
-from rismusic.nn.run_folder import BEST, LAST, RunFolder
+from rismusic.nn.run_folder import BEST, LAST, LOG, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.validation import Validation, report, validate
 
@@ -84,6 +84,8 @@ class Trainer:
         with self.group.propagate_errors():
             if self.group.is_main:
                 self._log_bytes = self.run.check_log(self.state.log_bytes)
+                if self._log_bytes < self.state.log_bytes:
+                    self._log(f"{self.run.folder / LOG} is missing; the learning curves up to here are lost")
 
     def train(self) -> None:
         """Train from the current state to the end.
@@ -227,7 +229,7 @@ class Trainer:
         self._log_steps()
         if self.group.is_main:
             self.state.scaler = self.learner.scaler.state_dict()
-            self.state.log_bytes = self.run.log_size()
+            self.state.log_bytes = self.run.sync_log()
             save_checkpoint(self.run, self.spec, self.state, self.learner.tensors())
         self._checkpoint_time = time.monotonic()
 
