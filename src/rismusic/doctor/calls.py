@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from rismusic.doctor.report import Findings
 from rismusic.doctor.state import calling_line, names
 from rismusic.doctor.tape import TapeRecorder
 from rismusic.nn.monitors import Finding, at_most
@@ -33,13 +34,9 @@ Observer = Callable[[Any, Sequence[Any], Any], None]
 
 
 class CallRecorder(TorchFunctionMode):
-    """Records suspicious calls while it is active.
+    """Records suspicious calls while it is active; observers get function, arguments and result of each.
 
-    Args:
-        observers: called with function, arguments and result of each call.
-        numbers_cut: whether ``item()`` and the like count as cuts of the gradient. In a whole loop they serve
-            the log.
-        tape: records the calls, so that they can be repeated.
+    ``numbers_cut``: whether ``item()`` and the like cut the gradient; in a whole loop they serve the log.
     """
 
     def __init__(
@@ -122,7 +119,7 @@ def _once(name: str, meaning: str, advice: str) -> list[Finding]:
 
 def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     logits, target = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "target")
-    found: list[Finding] = []
+    found = Findings()
     made = made_by(logits)
     if made in ("Softmax", "Sigmoid"):
         found += _once(
@@ -142,15 +139,13 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     even = math.log(max(logits.shape[1], 2))
     value = float(result.detach().mean())
     if not target.is_floating_point() and math.isfinite(value) and kwargs.get("reduction", "mean") != "sum":
-        found.append(
-            at_most(
-                "first cross entropy over that of equal probabilities",
-                value / even,
-                _FIRST_LOSS,
-                f"the first cross entropy is {value:.3g}, but an untrained network should have about "
-                f"ln({logits.shape[1]}) = {even:.3g}: the logits are too large.",
-                "Scale the inputs, and initialise the last layer with small weights.",
-            )
+        found.at_most(
+            "first cross entropy over that of equal probabilities",
+            value / even,
+            _FIRST_LOSS,
+            f"the first cross entropy is {value:.3g}, but an untrained network should have about "
+            f"ln({logits.shape[1]}) = {even:.3g}: the logits are too large.",
+            "Scale the inputs, and initialise the last layer with small weights.",
         )
     return found
 
@@ -164,15 +159,9 @@ def _logarithms(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     off = float(given.max())
     if given.ndim > 1 and isinstance(target, Tensor) and not target.is_floating_point():
         off = float(given.exp().sum(1).sub(1).abs().max())
-    return [
-        at_most(
-            "largest error of the probabilities in nll_loss or kl_div",
-            off,
-            1e-2,
-            "nll_loss or kl_div gets numbers that are not logarithms of probabilities.",
-            "Apply log_softmax first, or use cross_entropy on the logits.",
-        )
-    ]
+    meaning = "nll_loss or kl_div gets numbers that are not logarithms of probabilities."
+    advice = "Apply log_softmax first, or use cross_entropy on the logits."
+    return [at_most("largest error of the probabilities in nll_loss or kl_div", off, 1e-2, meaning, advice)]
 
 
 def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:

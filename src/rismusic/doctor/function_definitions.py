@@ -532,14 +532,7 @@ def _target_loaded(R: Tensor, conditioning: Any) -> Tensor:
 def loss_terms(
     prediction: Any, targets: Any, beta: float, weights: Mapping[str, float]
 ) -> dict[str, Callable[[], Tensor]]:
-    """Every loss of a prediction by its definition, by name.
-
-    Args:
-        prediction: of some scenes.
-        targets: of these scenes.
-        beta: share of R_samp.
-        weights: weights of the losses, which the assignment of heads depends on.
-    """
+    """Every loss of a prediction by its definition; the assignment of heads depends on the weights."""
     around, number = (
         targets.around().to(torch.complex128).cpu(),
         (~targets.truth.azimuth.isnan()).sum(-1).cpu(),

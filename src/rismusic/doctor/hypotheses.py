@@ -272,10 +272,7 @@ def explanation(
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
-    Args:
-        found: the value of the code under test in each case.
-        definitions: calculates the right value of each case.
-        tolerance: largest relative distance of equal values.
+    ``tolerance``: largest relative distance of equal values.
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]

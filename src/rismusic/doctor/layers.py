@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.report import Findings, listed
 from rismusic.doctor.state import Hook
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.nn.monitors import Finding, at_most
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear, nn.RNNBase)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d)
@@ -35,17 +35,7 @@ _ZERO = 0.5
 
 @dataclass
 class LayerRecord:
-    """Measurements of the layers in one forward pass.
-
-    Args:
-        first: name, root mean square of the input, and ratio of its features' scales, of the first layer with
-            weights.
-        dead: share of dead units of each rectifier.
-        saturated: share of saturated outputs of each saturating activation.
-        output: first tensor of the outermost module's output.
-        weighted: names of the layers with weights, in the order of their first call.
-        sizes: root mean square of the output of each of these layers at its first call.
-    """
+    """Measurements of the layers in one forward pass, by name of the layer."""
 
     first: tuple[str, float, float] | None = None
     dead: dict[str, float] = field(default_factory=dict)
@@ -99,37 +89,33 @@ class LayerRecord:
 
     def input_findings(self) -> list[Finding]:
         """Findings of the size of the input and of its features."""
-        found: list[Finding] = []
+        found = Findings()
         if self.first is not None and all(map(math.isfinite, self.first[1:])):
             name, size, ratio = self.first
-            found += [
-                at_most(
-                    f"root mean square of the network's input (at {name})",
-                    size,
-                    _LARGEST_INPUT,
-                    f"the input of {name} is not normalised: its values are of order {size:.0g}.",
-                    "Scale the inputs to mean 0 and standard deviation 1.",
-                ),
-                at_least(
-                    f"root mean square of the network's input (at {name}), lower limit",
-                    size,
-                    _SMALLEST_INPUT,
-                    f"the input of {name} is nearly 0: divided twice, or in another unit?",
-                    "Scale the inputs to mean 0 and standard deviation 1.",
-                ),
-                at_most(
-                    "largest over smallest standard deviation of the input's features",
-                    ratio,
-                    _FEATURE_RATIO,
-                    "the features of the input have very different scales, so most are ignored at first.",
-                    "Scale each feature to mean 0 and standard deviation 1.",
-                ),
-            ]
+            meaning = f"the input of {name} is not normalised: its values are of order {size:.0g}."
+            advice = "Scale the inputs to mean 0 and standard deviation 1."
+            found.at_most(
+                f"root mean square of the network's input (at {name})", size, _LARGEST_INPUT, meaning, advice
+            )
+            found.at_least(
+                f"root mean square of the network's input (at {name}), lower limit",
+                size,
+                _SMALLEST_INPUT,
+                f"the input of {name} is nearly 0: divided twice, or in another unit?",
+                "Scale the inputs to mean 0 and standard deviation 1.",
+            )
+            found.at_most(
+                "largest over smallest standard deviation of the input's features",
+                ratio,
+                _FEATURE_RATIO,
+                "the features of the input have very different scales, so most are ignored at first.",
+                "Scale each feature to mean 0 and standard deviation 1.",
+            )
         return found
 
     def unit_findings(self) -> list[Finding]:
         """Findings of dead and saturated units."""
-        found: list[Finding] = []
+        found = Findings()
         for what, shares, limit, meaning, advice in (
             (
                 "dead",
@@ -148,9 +134,7 @@ class LayerRecord:
         ):
             if shares:
                 name = max(shares, key=shares.__getitem__)
-                found.append(
-                    at_most(f"largest share of {what} units ({name})", shares[name], limit, meaning, advice)
-                )
+                found.at_most(f"largest share of {what} units ({name})", shares[name], limit, meaning, advice)
         return found
 
 
@@ -234,13 +218,7 @@ def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, 
 
 
 def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: list[str]) -> list[Finding]:
-    """Vanishing and exploding gradients: those of the first layers over those of the last ones.
-
-    Args:
-        module: the network.
-        gradients: by name of the parameter.
-        order: names of the layers with weights in the order of their calls.
-    """
+    """Vanishing and exploding gradients: those of the first layers (in order) over the last ones."""
     weights = dict(module.named_parameters())
     sizes: dict[str, float] = {}
     for layer in order:
@@ -256,23 +234,22 @@ def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: li
     early = min(names[:half], key=sizes.__getitem__)
     late = max(names[half:], key=sizes.__getitem__)
     largest, last = max(names[:half], key=sizes.__getitem__), min(names[half:], key=sizes.__getitem__)
-    return [
-        at_least(
-            f"gradient of {early} over that of {late}",
-            sizes[early] / sizes[late],
-            _VANISHING,
-            f"the gradient vanishes on its way to the first layers ({listed([early])}).",
-            "Use ReLU or GELU in place of sigmoid or tanh, normalisation, skip connections, or larger "
-            "weights.",
-        ),
-        at_most(
-            f"gradient of {largest} over that of {last}",
-            sizes[largest] / sizes[last],
-            1 / _VANISHING,
-            "the gradient explodes on its way to the first layers.",
-            "Use smaller initial weights, normalisation, or skip connections.",
-        ),
-    ]
+    found = Findings()
+    found.at_least(
+        f"gradient of {early} over that of {late}",
+        sizes[early] / sizes[late],
+        _VANISHING,
+        f"the gradient vanishes on its way to the first layers ({listed([early])}).",
+        "Use ReLU or GELU in place of sigmoid or tanh, normalisation, skip connections, or larger weights.",
+    )
+    found.at_most(
+        f"gradient of {largest} over that of {last}",
+        sizes[largest] / sizes[last],
+        1 / _VANISHING,
+        "the gradient explodes on its way to the first layers.",
+        "Use smaller initial weights, normalisation, or skip connections.",
+    )
+    return found
 
 
 def initial_findings(module: nn.Module) -> list[Finding]:
@@ -288,20 +265,17 @@ def initial_findings(module: nn.Module) -> list[Finding]:
     ]
     if len(matrices) < 2:
         return []
-    return [
-        must_be_zero(
-            "weight matrices whose units are all alike at the start",
-            len(alike),
-            f"the initial weights of {listed(alike)} are the same for all units, so these learn the same.",
-        ),
-        at_most(
-            "share of the weight matrices that are 0 at the start",
-            len(zero) / len(matrices),
-            _ZERO,
-            f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
-            "different features.",
-        ),
-    ]
+    found = Findings()
+    meaning = f"the initial weights of {listed(alike)} are the same for all units, so these learn the same."
+    found.must_be_zero("weight matrices whose units are all alike at the start", len(alike), meaning)
+    found.at_most(
+        "share of the weight matrices that are 0 at the start",
+        len(zero) / len(matrices),
+        _ZERO,
+        f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
+        "different features.",
+    )
+    return found
 
 
 def without_gradient(sizes: Mapping[str, float]) -> list[str]:

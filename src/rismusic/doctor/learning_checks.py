@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
 from rismusic.doctor.tape_checks import Samples, attempted, chosen_samples, size_of
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_least
 
 # Fewest steps after which a network should know more than a constant.
 _FEWEST_STEPS = 40
@@ -43,17 +43,7 @@ _LINEAR = names(
 
 @dataclass
 class LearningChecks:
-    """A loop at its end.
-
-    Args:
-        first: the first tape of each kind of loss.
-        tapes: tapes of one kind of loss, each batch once: of all steps, and of the last ones.
-        initial: the first values of the weights.
-        steps: number of steps.
-        own: keys of the weights that an optimizer holds.
-        alone: whether there is one optimizer only.
-        settings: how the loop trains, if there is one optimizer.
-    """
+    """A loop at its end; ``tapes``: of one kind of loss, each batch once, from all steps and from the last."""
 
     first: Mapping[str, Tape]
     tapes: tuple[list[Tape], list[Tape]]
@@ -86,18 +76,16 @@ class LearningChecks:
         terms = terms_of(last)
         if len(terms) < 2 or not any(term.data for term in terms):
             raise LeftOutError("the loss is no sum of terms that compare with data")
-        found: list[Finding] = []
+        found = Findings()
         first = self.first.get(last.kind, last)
         early = term_gradients(Replay(first, {k: self.initial[k] for k in first.weights}), terms_of(first))
         late = term_gradients(Replay(last), terms)
         idle = [term.name for term, norms in zip(terms, late, strict=True) if not any(norms.values())]
-        found.append(
-            must_be_zero(
-                "terms of the loss without a gradient",
-                len(idle) if _made(last, [term.key for term in terms]) else 0,
-                f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
-                "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
-            )
+        found.must_be_zero(
+            "terms of the loss without a gradient",
+            len(idle) if _made(last, [term.key for term in terms]) else 0,
+            f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
+            "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
         )
         data = [k for k, term in enumerate(terms) if term.data]
         if self.steps < _FEWEST_STEPS or not self.alone or len(tapes) < 4:
@@ -117,17 +105,15 @@ class LearningChecks:
             if constant <= 1e-3 * abs(own):
                 # A term that is lowest for a constant output, such as the pull of a contrastive loss.
                 continue
-            found.append(
-                at_least(
-                    f"gain of {terms[k].name} over the best constant output, relative",
-                    (constant - own) / max(abs(constant), 1e-12),
-                    _GAIN,
-                    f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
-                    f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
-                    "and outweighs it.",
-                    "Weight the terms so that their gradients are of one size: average or sum all alike, "
-                    "scale targets.",
-                )
+            found.at_least(
+                f"gain of {terms[k].name} over the best constant output, relative",
+                (constant - own) / max(abs(constant), 1e-12),
+                _GAIN,
+                f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
+                f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
+                "and outweighs it.",
+                "Weight the terms so that their gradients are of one size: average or sum all alike, "
+                "scale targets.",
             )
         return found
 
@@ -187,19 +173,19 @@ class LearningChecks:
             ]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = [*wrong(""), *self._generalises(tapes)]
+            found = Findings()
+            found += wrong("")
+            found += self._generalises(tapes)
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
-                found.append(
-                    at_most(
-                        "loss with the running statistics of batch normalisation, over what was learned",
-                        (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
-                        0.7,
-                        "in evaluation mode the network loses what it has learned: the running statistics "
-                        "of batch normalisation do not fit the data (momentum, small batches, data of "
-                        "another scale).",
-                        "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
-                    )
+                found.at_most(
+                    "loss with the running statistics of batch normalisation, over what was learned",
+                    (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
+                    0.7,
+                    "in evaluation mode the network loses what it has learned: the running statistics "
+                    "of batch normalisation do not fit the data (momentum, small batches, data of "
+                    "another scale).",
+                    "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
                 )
             return found
         best = self._anew([Batch(tape, {}) for tape in tapes], min(self.steps, 200))
@@ -384,9 +370,6 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """Batches of distinct rows, from tapes of one kind, and share and number of the rows that are distinct.
 
     Few rows are drawn again and again, a quarter of them for the last batches only.
-
-    Raises:
-        LeftOutError: the rows cannot be exchanged between batches.
     """
     template = tapes[-1]
     samples = chosen_samples(template)
@@ -416,12 +399,7 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
 
 
 def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
-    """The losses of some batches with the output that is the best constant for the others.
-
-    Args:
-        batches: at least two, of one kind.
-        ends: the loss, or the term of it, of each.
-    """
+    """The losses (or terms) of batches of one kind with the output that is the best constant for the others."""
     keys = [outputs_below(batch.tape) for batch in batches]
     replays = [batch.replay().keeping(own) for batch, own in zip(batches, keys, strict=True)]
     shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
@@ -506,16 +484,7 @@ def train_anew(
     steps: int,
     trained: Sequence[int],
 ) -> Trained:
-    """Train the network from given weights on all but the last batches, with Adam.
-
-    Args:
-        batches: of one kind.
-        weights: initial values.
-        held: number of the last batches that are not learned from.
-        rate: learning rate.
-        steps: number of steps.
-        trained: keys of the weights that are trained.
-    """
+    """Train some weights on all batches of one kind but the last ones, with Adam."""
     replays = [batch.replay(weights).keeping(()) for batch in batches]
     own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
     optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)

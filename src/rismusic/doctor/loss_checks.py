@@ -13,7 +13,7 @@ from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.function_definitions import loss_terms
 from rismusic.doctor.hypotheses import explanation, given
-from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.doctor.report import Findings, report_of
 from rismusic.io import Recording
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
@@ -113,7 +113,7 @@ def check_gradients(case: Case) -> Report:
     recording = ref.recording_in_double(case.recording)
     targets = Targets.of(recording, case.learner.grid)
     own = ref.prediction_in_double(case.learner.predict(case.recording, averaged=False))
-    findings = []
+    findings = Findings()
     idle = dict.fromkeys(_GRADIENT_IN_EVERY_SCENE, 0.0)
     for random in (True, False):
         prediction = ref.random_prediction(own) if random else own
@@ -131,13 +131,11 @@ def check_gradients(case: Case) -> Report:
             if not random:
                 continue
             bad = [key for key, g in gradients.items() if not bool(g.isfinite().all())]
-            findings.append(
-                must_be_zero(
-                    f"outputs for which the gradient of loss {name} is not finite",
-                    len(bad),
-                    f"the gradient by {', '.join(bad)} is not finite: through eigenvectors, or a root at 0?",
-                    "Project on the true steering vectors. No gradient may flow through eigenvectors.",
-                )
+            findings.must_be_zero(
+                f"outputs for which the gradient of loss {name} is not finite",
+                len(bad),
+                f"the gradient by {', '.join(bad)} is not finite: through eigenvectors, or a root at 0?",
+                "Project on the true steering vectors. No gradient may flow through eigenvectors.",
             )
             if not bad and name != "eigengap":
                 findings.append(_finite_difference(case, prediction, targets, name, gradients))
@@ -243,32 +241,22 @@ def check_symmetry(case: Case) -> Report:
     def largest_change(other: dict[str, float]) -> tuple[float, str]:
         return max((abs(other[n] - v) / max(abs(v), 1e-3), n) for n, v in base.items())
 
-    findings = []
+    findings = Findings()
     for what, other in (("sources", sources), ("heads", heads)):
         change, name = largest_change(other)
-        findings.append(
-            at_most(
-                f"largest relative change of a loss when the order of the {what} changes",
-                change,
-                1e-3,
-                f"loss {name} compares the {what} by index, not as a set. Unmatched heads learn the mean.",
-            )
+        meaning = f"loss {name} compares the {what} by index, not as a set. Unmatched heads learn the mean."
+        findings.at_most(
+            f"largest relative change of a loss when the order of the {what} changes", change, 1e-3, meaning
         )
     change, name = largest_change(doubled)
-    findings += [
-        at_most(
-            "largest relative change of a loss when every scene is repeated",
-            change,
-            1e-3,
-            f"the loss {name} is a sum over the scenes, not a mean. Its size depends on the batch size.",
-        ),
-        at_most(
-            "relative error of the total against the weighted sum of its terms",
-            abs(base["total"] - weighted) / max(abs(weighted), 1e-9),
-            1e-3,
-            "the total loss is not the weighted sum of its terms (a factor, a sign, or a missing term?).",
-        ),
-    ]
+    meaning = f"the loss {name} is a sum over the scenes, not a mean. Its size depends on the batch size."
+    findings.at_most("largest relative change of a loss when every scene is repeated", change, 1e-3, meaning)
+    findings.at_most(
+        "relative error of the total against the weighted sum of its terms",
+        abs(base["total"] - weighted) / max(abs(weighted), 1e-9),
+        1e-3,
+        "the total loss is not the weighted sum of its terms (a factor, a sign, or a missing term?).",
+    )
     return report_of("SYMMETRY", "order of sources and heads, number of scenes, total", findings)
 
 

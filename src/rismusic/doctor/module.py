@@ -22,7 +22,7 @@ from torch.nn.parameter import UninitializedParameter
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import layer_record, update_ratio
 from rismusic.doctor.references import total_norm
-from rismusic.doctor.report import Diagnosis, must_be_zero, report_of
+from rismusic.doctor.report import Diagnosis, Findings, report_of
 from rismusic.doctor.state import (
     ERRORS,
     Networks,
@@ -266,37 +266,27 @@ class _ModuleUnderTest:
             torch.autograd.grad(value, weights, allow_unused=True) if weights and value.requires_grad else ()
         )
         reached, frozen = any(one is not None for one in slopes), not weights
-        findings = [
-            must_be_zero(
-                "tensors of the batch that are not finite",
-                bad,
-                "the batch contains NaN or infinity.",
-            ),
-            must_be_zero(
-                "loss that is not finite",
-                not math.isfinite(loss),
-                "the loss is NaN or infinite.",
-                "Look for logarithms, square roots and divisions at 0, and for non-finite data in the batch.",
-            ),
-            at_least(
-                "loss with a gradient",
-                float(reached),
-                1.0,
-                "all parameters are frozen, so nothing can be learned."
-                if frozen
-                else "the loss is detached from the network, so nothing can be learned.",
-                "Set requires_grad of the parameters that are to learn."
-                if frozen
-                else f"Remove detach(), item(), no_grad and numpy between network and loss."
-                f"{self.observed().detached_lines}",
-            ),
-            must_be_zero(
-                "gradient that is not finite",
-                not math.isfinite(size),
-                "the gradient is NaN or infinite.",
-                "Square roots and norms have no derivative at 0, nor eigenvectors of equal eigenvalues.",
-            ),
-        ]
+        findings = Findings()
+        meaning = "the batch contains NaN or infinity."
+        findings.must_be_zero("tensors of the batch that are not finite", bad, meaning)
+        meaning = "the loss is NaN or infinite."
+        advice = "Look for logarithms, square roots and divisions at 0, and for non-finite data in the batch."
+        findings.must_be_zero("loss that is not finite", not math.isfinite(loss), meaning, advice)
+        findings.at_least(
+            "loss with a gradient",
+            float(reached),
+            1.0,
+            "all parameters are frozen, so nothing can be learned."
+            if frozen
+            else "the loss is detached from the network, so nothing can be learned.",
+            "Set requires_grad of the parameters that are to learn."
+            if frozen
+            else f"Remove detach(), item(), no_grad and numpy between network and loss."
+            f"{self.observed().detached_lines}",
+        )
+        meaning = "the gradient is NaN or infinite."
+        advice = "Square roots and norms have no derivative at 0, nor eigenvectors of equal eigenvalues."
+        findings.must_be_zero("gradient that is not finite", not math.isfinite(size), meaning, advice)
         return report_of("FINITE", f"loss {loss:.4g}, gradient {size:.3g}", findings)
 
     def predict(self) -> Tensor | None:
@@ -326,22 +316,21 @@ class _ModuleUnderTest:
         self.module.eval()
         first, second = (self.value(seed=seed) for seed in (0, 1))
         scale = max(abs(training), abs(first), abs(moved[0] - moved[-1]), 1e-12)
-        findings = [
-            at_most(
-                "relative change of the loss between two evaluations in evaluation mode",
-                0.0 if self._draws_on_purpose() else abs(first - second) / scale,
-                1e-5,
-                "the network is random in evaluation mode: noise or dropout that eval() does not turn off?",
-                "Use nn.Dropout, which eval() turns off, and draw no random numbers in evaluation mode.",
-            ),
-            at_most(
-                "relative difference of the loss between training and evaluation mode",
-                abs(training - first) / scale,
-                0.5,
-                "the network behaves differently in evaluation mode: batch normalisation, or much dropout?",
-                "Normalise over channels, use larger batches, or use less dropout.",
-            ),
-        ]
+        findings = Findings()
+        findings.at_most(
+            "relative change of the loss between two evaluations in evaluation mode",
+            0.0 if self._draws_on_purpose() else abs(first - second) / scale,
+            1e-5,
+            "the network is random in evaluation mode: noise or dropout that eval() does not turn off?",
+            "Use nn.Dropout, which eval() turns off, and draw no random numbers in evaluation mode.",
+        )
+        findings.at_most(
+            "relative difference of the loss between training and evaluation mode",
+            abs(training - first) / scale,
+            0.5,
+            "the network behaves differently in evaluation mode: batch normalisation, or much dropout?",
+            "Normalise over channels, use larger batches, or use less dropout.",
+        )
         return report_of("MODES", f"loss {training:.4g} in training, {first:.4g} in evaluation", findings)
 
     def _draws_on_purpose(self) -> bool:
@@ -494,18 +483,17 @@ class _ModuleUnderTest:
                 "a step, so the learning rate is too low."
             )
             advice = "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step."
-        findings = [
-            at_least(
-                f"relative decrease of the loss in {steps} steps on one batch", decrease, 0.0, meaning, advice
-            ),
-            at_most(
-                "relative change of a weight matrix by the first step",
-                ratio,
-                0.5,
-                "the initial weights are lost in one step.",
-                "Lower the learning rate or the weight decay.",
-            ),
-        ]
+        findings = Findings()
+        findings.at_least(
+            f"relative decrease of the loss in {steps} steps on one batch", decrease, 0.0, meaning, advice
+        )
+        findings.at_most(
+            "relative change of a weight matrix by the first step",
+            ratio,
+            0.5,
+            "the initial weights are lost in one step.",
+            "Lower the learning rate or the weight decay.",
+        )
         return report_of("LITMUS", f"loss {first:.4g} -> {last:.4g} in {steps} steps", findings)
 
     def _decrease(self, first: float, last: float) -> tuple[float, str, str]:

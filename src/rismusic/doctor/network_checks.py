@@ -20,11 +20,11 @@ from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.layers import layer_record
 from rismusic.doctor.loss_checks import every_weight, total_of
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, report_of
 from rismusic.io import Recording
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Targets
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.network import Network, Prediction
 from rismusic.nn.validation import variety
 
@@ -46,29 +46,19 @@ def check_optimizer(case: Case) -> Report:
     names = {id(p): name for name, p in learner.network.named_parameters()}
     missing = [name for key, name in names.items() if key not in held]
     frozen = [name for name, p in learner.network.named_parameters() if not p.requires_grad]
-    findings = [
-        must_be_zero(
-            "parameters missing from the optimizer",
-            len(missing),
-            f"these parameters never change: {listed(missing)}.",
-        ),
-        must_be_zero(
-            "parameters that are frozen (requires_grad is False)",
-            len(frozen),
-            f"these parameters never change: {listed(frozen)}.",
-            "Set requires_grad, unless they are frozen on purpose.",
-        ),
-        must_be_zero(
-            "parameters of the optimizer that do not belong to the network",
-            sum(key not in names for key in held),
-            "the optimizer changes weights of another network (a stale copy?).",
-        ),
-        must_be_zero(
-            "parameters that the optimizer holds twice",
-            len(held) - len(set(held)),
-            "they move twice in each step.",
-        ),
-    ]
+    findings = Findings()
+    meaning = f"these parameters never change: {listed(missing)}."
+    findings.must_be_zero("parameters missing from the optimizer", len(missing), meaning)
+    meaning = f"these parameters never change: {listed(frozen)}."
+    advice = "Set requires_grad, unless they are frozen on purpose."
+    findings.must_be_zero("parameters that are frozen (requires_grad is False)", len(frozen), meaning, advice)
+    findings.must_be_zero(
+        "parameters of the optimizer that do not belong to the network",
+        sum(key not in names for key in held),
+        "the optimizer changes weights of another network (a stale copy?).",
+    )
+    meaning = "they move twice in each step."
+    findings.must_be_zero("parameters that the optimizer holds twice", len(held) - len(set(held)), meaning)
     text = f"{len(names)} parameters, {len(learner.optimizer.param_groups)} groups"
     return report_of("OPTIMIZER", text, findings)
 
@@ -271,20 +261,19 @@ def check_constant_output(case: Case) -> Report:
     swapped = learner.predict(other, averaged=False).detach()
     moved = (base.angle_factor - swapped.angle_factor).abs().flatten(1).amax(1)
     moved = moved / base.angle_factor.abs().flatten(1).amax(1).clamp_min(1e-9)
-    findings = [
-        at_least(
-            "variety of R_pred over the scenes, 0 to 1",
-            variety(base.covariance),
-            0.1,
-            "the network predicts the same for every scene, such as free factors or the mean.",
-        ),
-        at_least(
-            "relative change of the factors with the snapshots of another scene",
-            float(moved.median()),
-            1e-2,
-            "the output hardly depends on the snapshots.",
-        ),
-    ]
+    findings = Findings()
+    findings.at_least(
+        "variety of R_pred over the scenes, 0 to 1",
+        variety(base.covariance),
+        0.1,
+        "the network predicts the same for every scene, such as free factors or the mean.",
+    )
+    findings.at_least(
+        "relative change of the factors with the snapshots of another scene",
+        float(moved.median()),
+        1e-2,
+        "the output hardly depends on the snapshots.",
+    )
     for field in fields(Prediction):
         value = getattr(base, field.name)
         if value is None:
@@ -296,13 +285,11 @@ def check_constant_output(case: Case) -> Report:
             meaning = (
                 "the number of sources is the same for every scene, as from MDL on a rank-deficient matrix."
             )
-        findings.append(
-            at_least(
-                f"spread of {field.name} over the scenes, over its size",
-                float(spread.sqrt()),
-                1e-4,
-                meaning,
-            )
+        findings.at_least(
+            f"spread of {field.name} over the scenes, over its size",
+            float(spread.sqrt()),
+            1e-4,
+            meaning,
         )
     return report_of("CONSTANT", "variety of the outputs before training", findings)
 
@@ -321,15 +308,11 @@ def check_inside(case: Case) -> Report:
     )
     with layer_record(learner.network) as layers, CallRecorder(layers.observe):
         prediction = learner.network(recording)
-    findings = [
-        must_be_zero(
-            "change of the output when the labels are those of other scenes",
-            off,
-            "the network's output depends on the truth (a leak): labels reach it through the recording.",
-        ),
-        *layers.input_findings(),
-        *layers.unit_findings(),
-    ]
+    findings = Findings()
+    meaning = "the network's output depends on the truth (a leak): labels reach it through the recording."
+    findings.must_be_zero("change of the output when the labels are those of other scenes", off, meaning)
+    findings += layers.input_findings()
+    findings += layers.unit_findings()
     maps = prediction.grid_logits
     if maps is not None and maps.shape[1] > 1 and maps.requires_grad:
         weights = {name: w for name, w in learner.weights.items() if w.requires_grad}
@@ -345,12 +328,10 @@ def check_inside(case: Case) -> Report:
             )
         # Each stage has a last layer of its own; the rest must serve the later stages too.
         lost = sorted(name for name in reach[0] - reach[1] if ".write." not in name)
-        findings.append(
-            must_be_zero(
-                "parameters of the first stage without a gradient from the last heat map",
-                len(lost),
-                f"the features of the first stage are detached from the last one: {listed(lost)}.",
-            )
+        findings.must_be_zero(
+            "parameters of the first stage without a gradient from the last heat map",
+            len(lost),
+            f"the features of the first stage are detached from the last one: {listed(lost)}.",
         )
     sizes = {
         name: float(weight.detach().std()) * math.sqrt(weight[0].numel())
@@ -358,25 +339,20 @@ def check_inside(case: Case) -> Report:
         if weight.ndim > 1
     }
     zero = [name for name, size in sizes.items() if size == 0]
-    findings += [
-        must_be_zero(
-            "weight matrices that are zero at the start",
-            len(zero),
-            f"the initial weights of {listed(zero)} are zero, so that units stay alike.",
-        ),
-        at_most(
-            "largest standard deviation of an initial weight times the square root of its inputs",
-            max(sizes.values(), default=1.0),
-            4.0,
-            "the initial weights are too large: activations grow from layer to layer.",
-            "Use a standard deviation of 1 / sqrt(inputs).",
-        ),
-        at_least(
-            "median standard deviation of the initial weights times the square root of their inputs",
-            sorted(sizes.values())[len(sizes) // 2] if sizes else 1.0,
-            0.01,
-            "the initial weights are too small: activations vanish from layer to layer.",
-            "Use a standard deviation of 1 / sqrt(inputs).",
-        ),
-    ]
+    meaning = f"the initial weights of {listed(zero)} are zero, so that units stay alike."
+    findings.must_be_zero("weight matrices that are zero at the start", len(zero), meaning)
+    findings.at_most(
+        "largest standard deviation of an initial weight times the square root of its inputs",
+        max(sizes.values(), default=1.0),
+        4.0,
+        "the initial weights are too large: activations grow from layer to layer.",
+        "Use a standard deviation of 1 / sqrt(inputs).",
+    )
+    findings.at_least(
+        "median standard deviation of the initial weights times the square root of their inputs",
+        sorted(sizes.values())[len(sizes) // 2] if sizes else 1.0,
+        0.01,
+        "the initial weights are too small: activations vanish from layer to layer.",
+        "Use a standard deviation of 1 / sqrt(inputs).",
+    )
     return report_of("INSIDE", f"{len(layers.weighted)} layers with weights", findings)

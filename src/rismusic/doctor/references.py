@@ -184,11 +184,7 @@ def residual_over_noise(
 
 
 def best_explanation(errors: Mapping[str, float]) -> str:
-    """The candidate mistake that fits best, if it fits three times better than the correct form; else ``""``.
-
-    Args:
-        errors: distance of the measured quantity from each candidate, ``EXPECTED`` among them.
-    """
+    """The candidate mistake with the least error, if below a third of that of the correct form; else ``""``."""
     name, value = min(errors.items(), key=lambda pair: pair[1])
     return name if name != EXPECTED and value < errors[EXPECTED] / 3 else ""
 

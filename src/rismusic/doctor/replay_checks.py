@@ -23,12 +23,12 @@ from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.data_checks import scene_keys, snr_db
 from rismusic.doctor.hypotheses import explanation, given, setting, step
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
 from rismusic.io import Recording
 from rismusic.nn import validation
 from rismusic.nn.data import with_estimated_noise
 from rismusic.nn.learner import Learner
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
@@ -51,20 +51,9 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class RecordedStep:
-    """One call of ``Learner.step`` by the loop.
+    """One call of ``Learner.step`` by the loop, with parameters and averages before and after it.
 
-    Args:
-        recordings: the batches.
-        beta: share of R_samp.
-        weights: weights of the losses.
-        before: parameters before the step.
-        average: averaged parameters before the step.
-        gradients: gradients at the optimizer's step; empty if it did not step.
-        rates: learning rate of each parameter at the optimizer's step.
-        after: parameters after the step.
-        average_after: averaged parameters after the step.
-        steps: number of steps of the optimizer.
-        numbers: what the step reported.
+    Gradients and learning rates are those at the optimizer's step; ``numbers`` is what the step reported.
     """
 
     recordings: list[Recording]
@@ -275,57 +264,52 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     hidden = [[_noise_hidden(one) for one in step.recordings] for step in run.steps]
     pairs = [pair for one, two in zip(planned, hidden, strict=True) for pair in zip(one, two, strict=False)]
     whole = spec.system.hardware.response_error == 0
-    findings = [
-        must_be_zero(
-            "optimizer steps per epoch, distance from the number of batches",
-            abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
-            meaning,
-            where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step)
-            if ended or repeated > 1
-            else "",
-        ),
-        must_be_zero(
-            "batches of the loop whose noise variance is not hidden as planned",
-            sum(float((found.double() - float(plan)).abs().max()) > 0 for plan, found in pairs)
-            if whole
-            else 0,
-            f"the noise variance is hidden in {sum(float(found.double().mean()) for _, found in pairs):g} of "
-            f"{len(pairs)} batches that the loop gets, but the plan of the settings (noise_hidden) hides "
-            f"{sum(plan for plan, _ in pairs)}: the plan does not reach the scenes.",
-            where=place_of(run.trainer.scenes.step),
-        ),
-        must_be_zero(
-            "number of logged steps, distance from the steps of the loop",
-            abs(logged - len(run.steps)),
-            "the log does not contain every step.",
-        ),
-        at_most(
-            "distance of the beta that the loop uses from the plan",
-            beta_off,
-            0.0,
-            "the steps use another beta than the plan: it is not passed on, or counted in steps.",
-        ),
-        must_be_zero(
-            "loss weights in use that differ from the plan",
-            len(wrong_weights),
-            f"the loss weights of {listed(sorted(wrong_weights))} are not those of the plan for the epoch.",
-        ),
-        at_most(
-            "distance of the learning rates in use from those of the settings, over the highest",
-            rate_off,
-            _SAME,
-            f"the learning rate of {' and '.join(sorted(wrong_rates))} is not that of the settings and the "
-            f"schedule{cause or ', or groups are exchanged'}.",
-            "Step the optimizer, then the schedule. The head has head_learning_rate, all else the other.",
-        ),
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "optimizer steps per epoch, distance from the number of batches",
+        abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
+        meaning,
+        where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step)
+        if ended or repeated > 1
+        else "",
+    )
+    findings.must_be_zero(
+        "batches of the loop whose noise variance is not hidden as planned",
+        sum(float((found.double() - float(plan)).abs().max()) > 0 for plan, found in pairs) if whole else 0,
+        f"the noise variance is hidden in {sum(float(found.double().mean()) for _, found in pairs):g} of "
+        f"{len(pairs)} batches that the loop gets, but the plan of the settings (noise_hidden) hides "
+        f"{sum(plan for plan, _ in pairs)}: the plan does not reach the scenes.",
+        where=place_of(run.trainer.scenes.step),
+    )
+    findings.must_be_zero(
+        "number of logged steps, distance from the steps of the loop",
+        abs(logged - len(run.steps)),
+        "the log does not contain every step.",
+    )
+    findings.at_most(
+        "distance of the beta that the loop uses from the plan",
+        beta_off,
+        0.0,
+        "the steps use another beta than the plan: it is not passed on, or counted in steps.",
+    )
+    findings.must_be_zero(
+        "loss weights in use that differ from the plan",
+        len(wrong_weights),
+        f"the loss weights of {listed(sorted(wrong_weights))} are not those of the plan for the epoch.",
+    )
+    findings.at_most(
+        "distance of the learning rates in use from those of the settings, over the highest",
+        rate_off,
+        _SAME,
+        f"the learning rate of {' and '.join(sorted(wrong_rates))} is not that of the settings and the "
+        f"schedule{cause or ', or groups are exchanged'}.",
+        "Step the optimizer, then the schedule. The head has head_learning_rate, all else the other.",
+    )
     if spec.fresh:
-        findings.append(
-            must_be_zero(
-                "scenes that the loop uses twice",
-                len(keys) - len(set(keys)),
-                "steps or epochs use the same scenes again, although the settings ask for fresh ones.",
-            )
+        findings.must_be_zero(
+            "scenes that the loop uses twice",
+            len(keys) - len(set(keys)),
+            "steps or epochs use the same scenes again, although the settings ask for fresh ones.",
         )
     return findings
 
@@ -414,21 +398,17 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
         if number and cause:
             break
     coarse = run.trainer.learner.precision is not None
-    return [
-        at_most(
-            "relative distance of the gradient in the loop from one computed separately",
-            worst,
-            2e-2 if coarse else _SAME,
-            f"the optimizer does not get the gradient of the loss of this step's batches{cause}.",
-            "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step.",
-        ),
-        at_most(
-            "logged norm of the gradient over that of the loss, distance from 1",
-            logged,
-            0.05,
-            "the logged gradient norm is not that of the loss.",
-        ),
-    ]
+    found = Findings()
+    found.at_most(
+        "relative distance of the gradient in the loop from one computed separately",
+        worst,
+        2e-2 if coarse else _SAME,
+        f"the optimizer does not get the gradient of the loss of this step's batches{cause}.",
+        "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step.",
+    )
+    meaning = "the logged gradient norm is not that of the loss."
+    found.at_most("logged norm of the gradient over that of the loss, distance from 1", logged, 0.05, meaning)
+    return found
 
 
 def _first_half(recording: Recording) -> slice:
@@ -523,28 +503,28 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         fault = ": the moving average (EMA) of the weights is never updated"
     elif len(late) < len(skipped):
         fault = f": it skips or misses {listed(late)}"
-    return [
-        must_be_zero(
-            "parameters with another weight decay than the settings",
-            len(decayed),
-            f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
-            "0 for biases and norms (parameter_groups).",
-        ),
-        at_most(
-            "relative distance of the weights' updates from those of AdamW with the settings",
-            max(wrong.values(), default=0.0),
-            0.05,
-            f"the optimizer's update is not that of AdamW with the settings{reason}.",
-            "Check optimizer, betas, weight decay (none for biases and norms) and what else changes weights.",
-            place_of(type(run.trainer.learner).__init__) if options else "",
-        ),
-        at_most(
-            "relative distance of the moving average's update from its formula",
-            max(skipped.values(), default=0.0),
-            0.05,
-            f"the moving average (EMA) is not updated by (1 - decay) times the difference{fault}.",
-        ),
-    ]
+    found = Findings()
+    found.must_be_zero(
+        "parameters with another weight decay than the settings",
+        len(decayed),
+        f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
+        "0 for biases and norms (parameter_groups).",
+    )
+    found.at_most(
+        "relative distance of the weights' updates from those of AdamW with the settings",
+        max(wrong.values(), default=0.0),
+        0.05,
+        f"the optimizer's update is not that of AdamW with the settings{reason}.",
+        "Check optimizer, betas, weight decay (none for biases and norms) and what else changes weights.",
+        place_of(type(run.trainer.learner).__init__) if options else "",
+    )
+    found.at_most(
+        "relative distance of the moving average's update from its formula",
+        max(skipped.values(), default=0.0),
+        0.05,
+        f"the moving average (EMA) is not updated by (1 - decay) times the difference{fault}.",
+    )
+    return found
 
 
 def check_validation_set(case: Case) -> Report:
@@ -559,46 +539,41 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
     spec = case.spec
     used = run.validations[-1].recordings if run.validations else []
     whole = list(case.trainer.scenes.validation())
-    findings = [
-        must_be_zero(
-            "number of validation scenes in use, distance from the settings",
-            abs(sum(map(len, used)) - _VALIDATION) + abs(sum(map(len, whole)) - spec.validation_scenes),
-            "the validation set has another number of scenes than the settings.",
-        )
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "number of validation scenes in use, distance from the settings",
+        abs(sum(map(len, used)) - _VALIDATION) + abs(sum(map(len, whole)) - spec.validation_scenes),
+        "the validation set has another number of scenes than the settings.",
+    )
     keys = [key for recording in whole for key in scene_keys(recording)]
-    findings.append(
-        must_be_zero(
-            "validation scenes that are there several times",
-            len(keys) - len(set(keys)),
-            "the validation set contains scenes twice: a part of it repeats another one.",
-        )
+    findings.must_be_zero(
+        "validation scenes that are there several times",
+        len(keys) - len(set(keys)),
+        "the validation set contains scenes twice: a part of it repeats another one.",
     )
     hidden = [_noise_hidden(recording) for recording in used]
     share = float(torch.cat(hidden).double().mean()) if hidden else 0.5
     half = case.spec.system.hardware.response_error > 0 or abs(share - 0.5) < 1e-6
     scored = [key for recording in run.scored[-1:] for key in scene_keys(recording)]
     trained = {key for step in run.steps for recording in step.recordings for key in scene_keys(recording)}
-    findings += [
-        must_be_zero(
-            "share of the validation scenes in use with a hidden noise variance, distance from a half",
-            0.0 if half else abs(share - 0.5),
-            f"the noise variance is hidden in {share:.0%} of the validation scenes, not in half of them.",
-        ),
-        must_be_zero(
-            "scenes of the scores (recall, GOSPA) that the loop trains on",
-            len(trained.intersection(scored)) if spec.fresh else 0,
-            "recall, F1 and GOSPA are those of scenes that the network is trained on (a leak): scored scenes "
-            "are not of the validation set.",
-            where=place_of(run.trainer.scenes.scored),
-        ),
-        must_be_zero(
-            "number of different scored scenes, distance from the settings",
-            abs(len(set(scored)) - run.spec.scored_scenes) if run.scored else 0,
-            f"{len(set(scored))} scenes are scored, the settings have {run.spec.scored_scenes}.",
-            where=place_of(run.trainer.scenes.scored),
-        ),
-    ]
+    findings.must_be_zero(
+        "share of the validation scenes in use with a hidden noise variance, distance from a half",
+        0.0 if half else abs(share - 0.5),
+        f"the noise variance is hidden in {share:.0%} of the validation scenes, not in half of them.",
+    )
+    findings.must_be_zero(
+        "scenes of the scores (recall, GOSPA) that the loop trains on",
+        len(trained.intersection(scored)) if spec.fresh else 0,
+        "recall, F1 and GOSPA are those of scenes that the network is trained on (a leak): scored scenes "
+        "are not of the validation set.",
+        where=place_of(run.trainer.scenes.scored),
+    )
+    findings.must_be_zero(
+        "number of different scored scenes, distance from the settings",
+        abs(len(set(scored)) - run.spec.scored_scenes) if run.scored else 0,
+        f"{len(set(scored))} scenes are scored, the settings have {run.spec.scored_scenes}.",
+        where=place_of(run.trainer.scenes.scored),
+    )
     training = case.recordings[:4]
     for what, limit, of in (
         ("SNR, dB", 4.0, snr_db),
@@ -611,13 +586,11 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
         spread = float(torch.cat((one, other)).std().clamp_min(1e-6))
         error = 4 * spread * math.sqrt(1 / len(one) + 1 / len(other))
         off = max(abs(float(one.mean() - other.mean())), abs(float(one.std() - other.std())))
-        findings.append(
-            at_most(
-                f"difference of validation and training scenes in mean or spread of the {what}",
-                off,
-                max(error, limit / 4),
-                f"validation scenes have another {what.split(',')[0]} than the training scenes.",
-            )
+        findings.at_most(
+            f"difference of validation and training scenes in mean or spread of the {what}",
+            off,
+            max(error, limit / 4),
+            f"validation scenes have another {what.split(',')[0]} than the training scenes.",
         )
     return findings
 
@@ -675,13 +648,12 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     spec, learner = run.spec, run.trainer.learner
     epochs = run.trainer.run.records("epoch")
     numbers = [int(line["epoch"]) for line in epochs]
-    findings = [
-        must_be_zero(
-            "epochs of the log that are missing or have another number",
-            float(numbers != list(range(EPOCHS))),
-            f"the log has the epochs {numbers}, the loop had 0 to {EPOCHS - 1}.",
-        )
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "epochs of the log that are missing or have another number",
+        float(numbers != list(range(EPOCHS))),
+        f"the log has the epochs {numbers}, the loop had 0 to {EPOCHS - 1}.",
+    )
     if not epochs or not run.validations:
         return findings
     losses = [float(str(line["validation"]["loss"])) for line in epochs]
@@ -725,23 +697,23 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
         },
     }
     cause = ref.best_explanation(off) or f": another matrix, precision, or dropout (most in {worst})?"
-    return [
-        *findings,
-        *_training_loss_findings(run, epochs),
-        at_most(
-            "relative difference of the logged validation loss from the training loss of the same scenes",
-            value,
-            # Training in less than float32 differs by that much.
-            1e-5 if learner.precision is None else 5e-2,
-            f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
-        ),
-        at_least(
-            "change of the validation loss from epoch to epoch",
-            abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf,
-            1e-7,
-            "the validation loss is constant: it uses stale weights, or a network that is not trained.",
-        ),
-    ]
+    found = Findings()
+    found += findings
+    found += _training_loss_findings(run, epochs)
+    found.at_most(
+        "relative difference of the logged validation loss from the training loss of the same scenes",
+        value,
+        # Training in less than float32 differs by that much.
+        1e-5 if learner.precision is None else 5e-2,
+        f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
+    )
+    found.at_least(
+        "change of the validation loss from epoch to epoch",
+        abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf,
+        1e-7,
+        "the validation loss is constant: it uses stale weights, or a network that is not trained.",
+    )
+    return found
 
 
 def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list[Finding]:
@@ -793,7 +765,7 @@ def _weight_findings(run: ShortRun) -> list[Finding]:
     # The first validation is that before the training.
     epochs = run.validations[-len(losses) :]
     best = min(range(len(losses)), key=losses.__getitem__)
-    findings = []
+    findings = Findings()
     for file, epoch, what in ((LAST, len(losses) - 1, "last"), (BEST, best, "best")):
         stored = load_file(run.trainer.run.folder / file)
         candidates = {
@@ -810,13 +782,11 @@ def _weight_findings(run: ShortRun) -> list[Finding]:
         if file == BEST and losses[0] == losses[-1]:
             continue
         cause = ref.best_explanation(candidates)
-        findings.append(
-            at_most(
-                f"relative distance of {file} from the averaged weights of the {what} epoch",
-                candidates[ref.EXPECTED],
-                1e-6,
-                f"the file of the {what} weights has other weights than it should{cause}.",
-            )
+        findings.at_most(
+            f"relative distance of {file} from the averaged weights of the {what} epoch",
+            candidates[ref.EXPECTED],
+            1e-6,
+            f"the file of the {what} weights has other weights than it should{cause}.",
         )
     return findings
 
@@ -836,21 +806,18 @@ def _resume_findings(case: Case, run: ShortRun) -> list[Finding]:
     resumed = record_run(again)
     end = {name: value for name, value in resumed.trainer.learner.tensors().items() if "/" in name}
     whole = {name: value for name, value in run.trainer.learner.tensors().items() if "/" in name}
-    return [
-        must_be_zero(
-            "kinds of state that a resumed training does not get back",
-            len(wrong),
-            f"a resumed training does not get back: {listed(sorted(wrong))}.",
-        ),
-        must_be_zero(
-            "steps between the interruption and the place of resumption",
-            abs(place[0] * STEPS + place[1] - (STEPS - 1)),
-            f"a resumed training continues at epoch {place[0]}, step {place[1]}, not where it stopped.",
-        ),
-        at_most(
-            "relative distance of weights and optimizer after a resumed training from those of a whole one",
-            _distance(end, whole),
-            1e-4,
-            "an interrupted and resumed training ends with other weights than an uninterrupted one.",
-        ),
-    ]
+    found = Findings()
+    meaning = f"a resumed training does not get back: {listed(sorted(wrong))}."
+    found.must_be_zero("kinds of state that a resumed training does not get back", len(wrong), meaning)
+    found.must_be_zero(
+        "steps between the interruption and the place of resumption",
+        abs(place[0] * STEPS + place[1] - (STEPS - 1)),
+        f"a resumed training continues at epoch {place[0]}, step {place[1]}, not where it stopped.",
+    )
+    found.at_most(
+        "relative distance of weights and optimizer after a resumed training from those of a whole one",
+        _distance(end, whole),
+        1e-4,
+        "an interrupted and resumed training ends with other weights than an uninterrupted one.",
+    )
+    return found

@@ -22,12 +22,9 @@ _FAR = 0.95
 
 
 def shift(one: Tensor, other: Tensor, most: float = _CHANCE) -> tuple[float, str]:
-    """Largest distance of the distribution functions of any feature of the samples that is no chance, and it.
+    """Largest distance of the distribution functions of any feature of samples [n, ...] and [m, ...], and it.
 
-    Args:
-        one: samples [n, ...].
-        other: samples [m, ...].
-        most: largest probability that a distance is chance.
+    A distance that may be chance with a probability above ``most`` does not count.
     """
     first, second = _features(one, other), _features(other, one)
     n, m, worst = len(one), len(other), (0.0, "")
@@ -123,10 +120,7 @@ def other_inputs(value: Tensor) -> Iterator[tuple[str, Tensor]]:
 def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: bool) -> list[Finding]:
     """The inputs of a validation have the distribution of those of the training.
 
-    Args:
-        batches: samples of the training.
-        other: samples of the validation.
-        varied: whether samples of the training may be augmented, so that only a shift with a cause counts.
+    Those of a ``varied`` training may be augmented, so that only a shift with a cause counts.
     """
     alike = [
         one for one in batches if other is not None and one.ndim == other.ndim and one.dtype == other.dtype

@@ -134,9 +134,6 @@ class Hook:
     """A hook that copies and files of a module leave out: a copy made in a watched loop is not watched.
 
     Its own calls of torch functions are no part of the loop, and are not recorded.
-
-    Args:
-        call: what the hook does.
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rismusic.doctor.report import listed, must_be_zero
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.doctor.report import Findings, listed
+from rismusic.nn.monitors import Finding, at_most
 
 # Steps that are compared in full: the first ones, then powers of two.
 _FIRST_STEPS = 6
@@ -25,11 +25,7 @@ _CLIPPED = 0.02
 
 
 class StepRecord:
-    """Gradients of the losses against those that the optimizers get, and the steps that they take.
-
-    Args:
-        names: names of the weights of the model, by identity.
-    """
+    """Gradients of the losses against those that the optimizers get, and the steps that they take."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self.names = names
@@ -154,22 +150,21 @@ class StepRecord:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with gradients and steps."""
-        found = [
-            must_be_zero(
-                "steps whose gradient was set to 0 after backward",
-                self._emptied if self._emptied >= max(1, len(self._ratios)) else 0,
-                "the gradient is 0 when the optimizer steps: zero_grad is called between backward and step.",
-                "Call zero_grad before backward, or after step.",
-            ),
-            must_be_zero(
-                "weight matrices that something replaces between two steps",
-                len(self._replaced),
-                "between two steps, something other than the optimizer changes "
-                f"{listed(list(self._replaced))}: weights are initialised again, loaded or overwritten, so "
-                "what was learned is lost.",
-                "Create, initialise and load the model once, before the loop.",
-            ),
-        ]
+        found = Findings()
+        found.must_be_zero(
+            "steps whose gradient was set to 0 after backward",
+            self._emptied if self._emptied >= max(1, len(self._ratios)) else 0,
+            "the gradient is 0 when the optimizer steps: zero_grad is called between backward and step.",
+            "Call zero_grad before backward, or after step.",
+        )
+        found.must_be_zero(
+            "weight matrices that something replaces between two steps",
+            len(self._replaced),
+            "between two steps, something other than the optimizer changes "
+            f"{listed(list(self._replaced))}: weights are initialised again, loaded or overwritten, so "
+            "what was learned is lost.",
+            "Create, initialise and load the model once, before the loop.",
+        )
         lost = self._lost - self._used - set().union(*self._waiting.values())
         found.append(
             at_most(
@@ -185,46 +180,35 @@ class StepRecord:
         )
         if self._cosines:
             middle = _median(self._cosines)
-            found.append(
-                at_least(
-                    "cosine between the gradient that the optimizer gets and that of the losses",
-                    middle,
-                    0.5,
-                    "the gradient is changed between backward and step: "
-                    + ("its sign is reversed." if middle < -0.5 else "it is not that of the loss."),
-                    "Look at what changes .grad, such as clipping by value, noise, hooks, or a second "
-                    "backward.",
-                )
+            found.at_least(
+                "cosine between the gradient that the optimizer gets and that of the losses",
+                middle,
+                0.5,
+                "the gradient is changed between backward and step: "
+                + ("its sign is reversed." if middle < -0.5 else "it is not that of the loss."),
+                "Look at what changes .grad, such as clipping by value, noise, hooks, or a second backward.",
             )
-            found.append(
-                at_least(
-                    "size of the gradient that the optimizer gets, over that of the losses",
-                    1.0 if self.adaptive or _power_of_two(self._ratios) else _median(self._ratios),
-                    _CLIPPED,
-                    "the gradient is made far smaller between backward and step: the limit of clipping is "
-                    "too low.",
-                    "Clip at a few times the usual norm of the gradient.",
-                )
+            found.at_least(
+                "size of the gradient that the optimizer gets, over that of the losses",
+                1.0 if self.adaptive or _power_of_two(self._ratios) else _median(self._ratios),
+                _CLIPPED,
+                "the gradient is made far smaller between backward and step: the limit of clipping is "
+                "too low.",
+                "Clip at a few times the usual norm of the gradient.",
             )
         if self._uphill:
-            found.append(
-                at_most(
-                    "cosine between the first steps and the gradient",
-                    _median(self._uphill),
-                    0.1,
-                    "each step increases the loss: wrong sign of gradient or update (maximize=True?).",
-                    "The optimizer must subtract the gradient of what is to fall.",
-                )
+            meaning = "each step increases the loss: wrong sign of gradient or update (maximize=True?)."
+            advice = "The optimizer must subtract the gradient of what is to fall."
+            found.at_most(
+                "cosine between the first steps and the gradient", _median(self._uphill), 0.1, meaning, advice
             )
         if self._decays:
-            found.append(
-                at_most(
-                    "size of weight decay over that of the rest of the update",
-                    max(self._decays[:2]),
-                    _DECAY,
-                    "weight decay outweighs the gradient: weights shrink faster than they learn.",
-                    "Use a weight decay of 1e-4 (SGD) to 1e-2 (AdamW).",
-                )
+            found.at_most(
+                "size of weight decay over that of the rest of the update",
+                max(self._decays[:2]),
+                _DECAY,
+                "weight decay outweighs the gradient: weights shrink faster than they learn.",
+                "Use a weight decay of 1e-4 (SGD) to 1e-2 (AdamW).",
             )
         return found
 
@@ -260,10 +244,6 @@ def optimizers_seen(seen: list[Any], names: Mapping[int, str]) -> Finding:
                 if id(p) in names:
                     counts[id(p)] = counts.get(id(p), 0) + 1
     most = max(counts.values(), default=0)
-    return at_most(
-        "optimizers that stepped with the same weights",
-        float(most),
-        2.0,
-        "the optimizer is made anew again and again, so its momentum and averages are lost.",
-        "Create the optimizer once, before the loop.",
-    )
+    meaning = "the optimizer is made anew again and again, so its momentum and averages are lost."
+    advice = "Create the optimizer once, before the loop."
+    return at_most("optimizers that stepped with the same weights", float(most), 2.0, meaning, advice)

@@ -75,13 +75,8 @@ class Ref(NamedTuple):
 class Call:
     """A call of a torch function, with tensors replaced by references.
 
-    Args:
-        grad: whether gradients were enabled.
-        inside: whether it was made in the forward pass of a module.
-        state: random state before it, if it draws.
-        cast: device and type of automatic mixed precision, if it was on.
-        pure: whether it depends on data alone.
-        where: file and line of the caller.
+    ``grad``: with gradients enabled; ``inside``: in the forward pass of a module; ``state``: of the random
+    generator before it, if it draws; ``cast``: by automatic mixed precision; ``pure``: depends on data alone.
     """
 
     name: str
@@ -105,12 +100,10 @@ class Call:
 
 @dataclass
 class Root:
-    """A tensor that the tape starts from.
+    """A tensor that the tape starts from; of a ``leaf``, the loss takes derivatives.
 
-    Args:
-        kind: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (an argmax).
-        rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
-        leaf: whether the loss differentiates by it.
+    ``kind``: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (argmax).
+    ``rows``: how it was indexed out of others, the last step first: key of that tensor, and the index.
     """
 
     value: Tensor
@@ -164,14 +157,8 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 class TapeRecorder:
     """Records the calls since the last step of the optimizer.
 
-    Args:
-        module: the network, whose weights the loss depends on.
-
-    Attributes:
-        on: whether calls are recorded.
-        problem: why the present record cannot be repeated; empty if it can.
-        over: likewise, if it is too large.
-        step_bytes: the most memory of a loss, with its weights and gradients, up to now.
+    ``problem``: why the record cannot be repeated, or ``over``: why it is too large; empty if it can.
+    ``step_bytes``: the most memory of a loss, with its weights and gradients, up to now.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -581,14 +568,9 @@ class Tape:
 
 
 class Replay:
-    """Repeats a tape.
+    """Repeats a tape, with its own or other values of weights and roots.
 
-    Args:
-        tape: the recorded calls.
-        weights: values of the weights; by default, the present ones.
-        double: whether to calculate in double precision.
-        roots: values of some roots; by default, the recorded ones.
-        running: whether batch normalisation uses its running statistics, as in evaluation mode.
+    ``running``: batch normalisation uses its running statistics, as in evaluation mode.
     """
 
     def __init__(
@@ -637,14 +619,9 @@ class Replay:
         *,
         exact: bool = False,
     ) -> dict[int, Tensor]:
-        """All tensors, with some replaced.
+        """All tensors that the ends (or the loss) need, with roots, weights or ``given`` results replaced.
 
-        Args:
-            roots: by key of a root.
-            weights: by key of a weight.
-            given: by key of a tensor that is made on the tape.
-            ends: tensors to calculate; the loss by default.
-            exact: with dropout and batch normalisation as recorded.
+        ``exact``: with dropout and batch normalisation as recorded.
         """
         given = given or {}
         env: dict[int, Tensor] = {**self.roots, **(roots or {}), **self.weights, **(weights or {})}

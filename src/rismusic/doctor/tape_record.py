@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.learning_checks import LearningChecks
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, report_of
 from rismusic.doctor.state import ERRORS
 from rismusic.doctor.tape import Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import size_of, tape_reports
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Report
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
 _FIRST_STEPS, _EVERY = 64, 8
@@ -28,11 +28,7 @@ _KINDS = 3
 
 
 class TapeRecord:
-    """Tapes of the losses of a loop.
-
-    Args:
-        module: the network.
-    """
+    """Tapes of the losses of a loop."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -161,40 +157,34 @@ class TapeRecord:
 
     def data_report(self) -> Report:
         """[DATA]: order and rows of the batches."""
-        found: list[Finding] = []
+        found = Findings()
         if len(self.labels) >= 8 and min(map(len, self.labels)) >= 4:
             share, kind = _purity(self.labels)
             if share is not None:
-                found.append(
-                    at_least(
-                        "spread of the targets within a batch over that of all batches",
-                        share,
-                        0.3 if kind == "classes" else 0.1,
-                        "batches are not mixed: consecutive batches have targets of one kind each, since "
-                        "the data are sorted and not shuffled.",
-                        "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
-                    )
+                found.at_least(
+                    "spread of the targets within a batch over that of all batches",
+                    share,
+                    0.3 if kind == "classes" else 0.1,
+                    "batches are not mixed: consecutive batches have targets of one kind each, since "
+                    "the data are sorted and not shuffled.",
+                    "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
                 )
-        found.append(
-            must_be_zero(
-                "calls that change the data in place",
-                len(self.altered),
-                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
-                "from epoch to epoch.",
-                "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
-            )
+        found.must_be_zero(
+            "calls that change the data in place",
+            len(self.altered),
+            f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
+            "from epoch to epoch.",
+            "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
         )
         if self._same >= 20 and self.loader:
             size = max(
                 len(r.value) for r in self.early[-1].roots.values() if r.kind == "data" and r.value.ndim
             )
-            found.append(
-                at_most(
-                    "rows of the data over those of the one batch that is used in every step",
-                    self.loader / max(size, 1),
-                    2.0,
-                    "every step uses the same batch, though there are more data.",
-                )
+            found.at_most(
+                "rows of the data over those of the one batch that is used in every step",
+                self.loader / max(size, 1),
+                2.0,
+                "every step uses the same batch, though there are more data.",
             )
         return report_of("DATA", f"{len(self.early) + len(self.late)} batches", found)
 
@@ -206,14 +196,7 @@ class TapeRecord:
         alone: bool,
         settings: Settings | None = None,
     ) -> list[Report]:
-        """Checks at the end of the loop.
-
-        Args:
-            steps: number of steps.
-            own: keys of the weights that an optimizer holds.
-            alone: whether there is one optimizer only.
-            settings: how the loop trains, if there is one optimizer.
-        """
+        """Checks at the end; ``own``: weights of optimizers, ``alone``: whether there is one, with settings."""
         if self.problem or not self.first:
             return []
         tapes = [*self.early, *self.late]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from rismusic.doctor.report import Findings
 from rismusic.doctor.shifts import other_inputs, shift_findings
 from rismusic.doctor.state import names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
@@ -121,13 +122,7 @@ class Validations:
         self._before_layers = self._training = False
 
     def see(self, value: Tensor, given: tuple[Any, ...], *, alone: bool) -> None:
-        """Note the input of a pass; that of one of several networks has no scale that all have.
-
-        Args:
-            value: the first tensor.
-            given: all arguments.
-            alone: whether there is one network only.
-        """
+        """Note the input of a pass; that of one of several networks (not ``alone``) has no common scale."""
         if value.requires_grad or value.numel() < 2:
             return
         training, found = torch.is_grad_enabled(), _scale(value.abs() if value.is_complex() else value)
@@ -286,9 +281,7 @@ class Validations:
     def findings(self, *, holds: bool, varied: bool) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
 
-        Args:
-            holds: whether what is learned holds for batches held out.
-            varied: whether the training draws numbers that may change its data.
+        ``holds``: what is learned, for batches held out. ``varied``: the training may change its data at random.
         """
         judged = [one for one in self._passes if one.judged and not one.used]
         shown = next((one for one in reversed(judged) if one.given), None)
@@ -302,16 +295,15 @@ class Validations:
             for one in (self._inputs, [(one.mean, one.spread) for one in judged])
         )
         size = max(spread, 1e-12)
-        found = [
-            at_most(
-                "difference of the inputs of training and validation, over their spread",
-                max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
-                1.5,
-                f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
-                f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
-            ),
-            *orders,
-        ]
+        found = Findings()
+        found.at_most(
+            "difference of the inputs of training and validation, over their spread",
+            max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
+            1.5,
+            f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
+            f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+        )
+        found += orders
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:
@@ -319,13 +311,13 @@ class Validations:
         shares = [
             sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
         ]
-        return [
-            *found,
-            at_most(
-                "least share of the rows of a validation that were trained on",
-                min(shares),
-                0.1,
-                "the validation has rows that the network is trained on, so it does not show how well it "
-                "does on others: the split is not used in the training, or overlaps.",
-            ),
-        ]
+        findings = Findings()
+        findings += found
+        findings.at_most(
+            "least share of the rows of a validation that were trained on",
+            min(shares),
+            0.1,
+            "the validation has rows that the network is trained on, so it does not show how well it "
+            "does on others: the split is not used in the training, or overlaps.",
+        )
+        return findings

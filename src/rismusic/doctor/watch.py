@@ -28,14 +28,14 @@ from rismusic.doctor.layers import (
     without_gradient,
 )
 from rismusic.doctor.learning_checks import deviation
-from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
+from rismusic.doctor.report import Diagnosis, Findings, listed, must_be_zero, report_of
 from rismusic.doctor.state import Hook, Networks, as_one, calling_line
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
 from rismusic.doctor.validations import Validations
 from rismusic.errors import InputError
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Report
 
 # Numbers of each parameter that are kept to see whether it changes.
 _KEPT = 256
@@ -334,21 +334,20 @@ class Watch:
     def _check_finite(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
         bad = [number for number, loss in enumerate(self.losses) if not math.isfinite(loss)]
-        findings = [
-            must_be_zero(
-                "losses that are not finite",
-                len(bad),
-                f"the loss is NaN or infinite, first at backward {bad[0] if bad else 0}.",
-                "Look for logarithms, square roots and divisions at 0, NaN in the data, and a learning rate "
-                "that is too high.",
-            ),
-            must_be_zero(
-                "parameters whose gradient is not finite",
-                len(self._non_finite),
-                f"the gradient of {listed(self._non_finite)} is NaN or infinite.",
-                "Square roots and norms have no derivative at 0. See the loss first.",
-            ),
-        ]
+        findings = Findings()
+        findings.must_be_zero(
+            "losses that are not finite",
+            len(bad),
+            f"the loss is NaN or infinite, first at backward {bad[0] if bad else 0}.",
+            "Look for logarithms, square roots and divisions at 0, NaN in the data, and a learning rate "
+            "that is too high.",
+        )
+        findings.must_be_zero(
+            "parameters whose gradient is not finite",
+            len(self._non_finite),
+            f"the gradient of {listed(self._non_finite)} is NaN or infinite.",
+            "Square roots and norms have no derivative at 0. See the loss first.",
+        )
         return report_of("FINITE", f"{len(self.losses)} losses", findings)
 
     def _check_input(self) -> Report:
@@ -361,72 +360,50 @@ class Watch:
             isinstance(part, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase))
             for part in self.module.modules()
         )
-        findings = [
-            must_be_zero(
-                "steps with the gradient of earlier steps in it",
-                self._stale,
-                "the gradients of earlier steps are added up: zero_grad is missing.",
-                "Call optimizer.zero_grad() before each backward().",
-            ),
-            at_least(
-                "calls of backward",
-                float(len(self.losses)),
-                1.0,
-                "backward was never called, so no gradient was computed.",
-            ),
-        ]
+        findings = Findings()
+        meaning = "the gradients of earlier steps are added up: zero_grad is missing."
+        advice = "Call optimizer.zero_grad() before each backward()."
+        findings.must_be_zero("steps with the gradient of earlier steps in it", self._stale, meaning, advice)
+        meaning = "backward was never called, so no gradient was computed."
+        findings.at_least("calls of backward", float(len(self.losses)), 1.0, meaning)
         if self.optimizers or self.losses:
-            findings.append(
-                at_least(
-                    "steps of the optimizer",
-                    float(self._steps),
-                    1.0,
-                    "the optimizer never steps, so no weight changes."
-                    if self._given
-                    else "no optimizer with weights of the model steps, so no weight changes.",
-                    "Call step() of the optimizer that is watched after backward().",
-                )
+            findings.at_least(
+                "steps of the optimizer",
+                float(self._steps),
+                1.0,
+                "the optimizer never steps, so no weight changes."
+                if self._given
+                else "no optimizer with weights of the model steps, so no weight changes.",
+                "Call step() of the optimizer that is watched after backward().",
             )
         if self._steps:
-            findings.append(
-                at_most(
-                    "calls of backward per step of the optimizer",
-                    len(self.losses) / self._steps,
-                    64.0,
-                    "the optimizer steps once per epoch, not once per batch: its step is outside the batch "
-                    "loop.",
-                )
+            findings.at_most(
+                "calls of backward per step of the optimizer",
+                len(self.losses) / self._steps,
+                64.0,
+                "the optimizer steps once per epoch, not once per batch: its step is outside the batch loop.",
             )
         findings += [*self._step_record.findings, optimizers_seen(self._seen, self._names)]
-        findings.append(
-            must_be_zero(
-                "calls of backward in evaluation mode",
-                self._evaluation,
-                "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
-                "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
-            )
-        )
+        meaning = "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen."
+        advice = "Call model.train() at the start of each epoch, since validation leaves the evaluation mode."
+        findings.must_be_zero("calls of backward in evaluation mode", self._evaluation, meaning, advice)
         quiet = self._without_gradient
-        findings.append(
-            must_be_zero(
-                "validations in training mode",
-                quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
-                "the network is validated in training mode: dropout is on, and batch normalisation uses "
-                "(and learns) the statistics of the validation data.",
-                "Call model.eval() before validation, and model.train() after it.",
-            )
+        findings.must_be_zero(
+            "validations in training mode",
+            quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
+            "the network is validated in training mode: dropout is on, and batch normalisation uses "
+            "(and learns) the statistics of the validation data.",
+            "Call model.eval() before validation, and model.train() after it.",
         )
         own = any(
             part.training for part in self.module.modules() if isinstance(part, nn.modules.dropout._DropoutNd)
         )
-        findings.append(
-            must_be_zero(
-                "calls of dropout in evaluation mode",
-                int(bool(self._kept_dropout) and not (own and not self.module.training)),
-                f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
-                "eval() does not turn it off.",
-                "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
-            )
+        findings.must_be_zero(
+            "calls of dropout in evaluation mode",
+            int(bool(self._kept_dropout) and not (own and not self.module.training)),
+            f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
+            "eval() does not turn it off.",
+            "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
         )
         text = f"{len(self.losses)} backward, {self._steps} steps"
         return report_of("LOOP", text, findings)
@@ -453,51 +430,39 @@ class Watch:
         frozen = self._frozen()
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
-        findings = [
-            must_be_zero(
-                "parameters missing from the optimizer",
-                len(missing),
-                f"these parameters never change: {listed(missing)}.",
-                "Pass every parameter to the optimizer, after the network has its final form.",
-            ),
-            must_be_zero(
-                "parameters of the optimizer that the model does not have",
-                len(held - self._names.keys()),
-                "the optimizer changes other weights than those of the model (another network): it was made "
-                "before the model was replaced or copied.",
-                "Create the optimizer after the model has its final form.",
-            ),
-            at_most(
-                "share of steps at a learning rate of 0",
-                zero / len(rates) if rates else 0.0,
-                0.1,
-                "the learning rate is 0: nothing is learned in these steps.",
-            ),
-            at_least(
-                "learning rate halfway over the highest",
-                min(early, default=1.0) if len(rates) >= _FEWEST_LOSSES else 1.0,
-                1e-3,
-                "the learning rate falls to nothing long before the end: the schedule was made for epochs "
-                "and is advanced at every batch.",
-                "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
-            ),
-            at_most(
-                "highest learning rate over the first one of the schedule",
-                max(grown, default=1.0),
-                _GROWN,
-                "the learning rate grows out of bounds: the factor of the schedule is above 1.",
-            ),
-            must_be_zero(
-                "weights that two optimizers hold",
-                len(shared),
-                f"two optimizers change the same weights ({listed(shared)}), one against the other.",
-            ),
-            must_be_zero(
-                "frozen layers between trained ones",
-                len(frozen),
-                f"{listed(frozen)} is frozen, though layers before and around it are trained.",
-            ),
-        ]
+        findings = Findings()
+        meaning = f"these parameters never change: {listed(missing)}."
+        advice = "Pass every parameter to the optimizer, after the network has its final form."
+        findings.must_be_zero("parameters missing from the optimizer", len(missing), meaning, advice)
+        findings.must_be_zero(
+            "parameters of the optimizer that the model does not have",
+            len(held - self._names.keys()),
+            "the optimizer changes other weights than those of the model (another network): it was made "
+            "before the model was replaced or copied.",
+            "Create the optimizer after the model has its final form.",
+        )
+        meaning = "the learning rate is 0: nothing is learned in these steps."
+        findings.at_most(
+            "share of steps at a learning rate of 0", zero / len(rates) if rates else 0.0, 0.1, meaning
+        )
+        findings.at_least(
+            "learning rate halfway over the highest",
+            min(early, default=1.0) if len(rates) >= _FEWEST_LOSSES else 1.0,
+            1e-3,
+            "the learning rate falls to nothing long before the end: the schedule was made for epochs "
+            "and is advanced at every batch.",
+            "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
+        )
+        findings.at_most(
+            "highest learning rate over the first one of the schedule",
+            max(grown, default=1.0),
+            _GROWN,
+            "the learning rate grows out of bounds: the factor of the schedule is above 1.",
+        )
+        meaning = f"two optimizers change the same weights ({listed(shared)}), one against the other."
+        findings.must_be_zero("weights that two optimizers hold", len(shared), meaning)
+        meaning = f"{listed(frozen)} is frozen, though layers before and around it are trained."
+        findings.must_be_zero("frozen layers between trained ones", len(frozen), meaning)
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
 
     def _check_foreign(self) -> Report:
@@ -532,7 +497,7 @@ class Watch:
 
     def _check_layers(self) -> Report:
         """[LAYERS]: dead and saturated units, parameters without a gradient, gradients by depth."""
-        findings: list[Finding] = []
+        findings = Findings()
         findings += self._initial
         if self._layers is not None:
             layers = self._layers
@@ -540,14 +505,9 @@ class Watch:
         if self.losses:
             trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
             dead = without_gradient({name: self._gradient.get(name, 0.0) for name in trained})
-            findings.append(
-                must_be_zero(
-                    "parameters without a gradient",
-                    len(dead),
-                    f"these parameters do not learn: {listed(dead)}.",
-                    f"Check for unused outputs and detach().{self._calls.detached_lines}",
-                )
-            )
+            meaning = f"these parameters do not learn: {listed(dead)}."
+            advice = f"Check for unused outputs and detach().{self._calls.detached_lines}"
+            findings.must_be_zero("parameters without a gradient", len(dead), meaning, advice)
         if self._layers is not None and self._last_gradients:
             findings += depth_findings(self.module, self._last_gradients, self._layers.weighted)
         return report_of("LAYERS", "first forward passes", findings)
@@ -576,36 +536,31 @@ class Watch:
         median = {name: sorted(values)[len(values) // 2] for name, values in self._ratios.items()}
         largest = max(median, key=median.__getitem__, default="")
         highest = max(median.values(), default=1.0)
-        findings = [
-            must_be_zero(
-                "parameters that have a gradient but do not change",
-                len(unmoved),
-                f"these weights stay as they are: {listed(unmoved)}.",
-                "The optimizer holds other weights, its learning rate is 0, or something restores them.",
-            ),
-            at_least(
-                "largest relative change of a weight matrix in a step",
-                highest,
-                _SLOWEST,
-                "the steps are too small to change anything: the learning rate is too low.",
-                "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
-            ),
-            at_most(
-                f"relative change of a weight matrix in a step ({largest})",
-                highest if median else 0.0,
-                _FASTEST,
-                "each step replaces the weights: the learning rate or the weight decay is too high.",
-                "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
-            ),
-        ]
+        findings = Findings()
+        findings.must_be_zero(
+            "parameters that have a gradient but do not change",
+            len(unmoved),
+            f"these weights stay as they are: {listed(unmoved)}.",
+            "The optimizer holds other weights, its learning rate is 0, or something restores them.",
+        )
+        meaning = "the steps are too small to change anything: the learning rate is too low."
+        advice = "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step."
+        findings.at_least(
+            "largest relative change of a weight matrix in a step", highest, _SLOWEST, meaning, advice
+        )
+        findings.at_most(
+            f"relative change of a weight matrix in a step ({largest})",
+            highest if median else 0.0,
+            _FASTEST,
+            "each step replaces the weights: the learning rate or the weight decay is too high.",
+            "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
+        )
         slow = {name: value for name, value in median.items() if 0 < value < _UNEQUAL * highest}
-        findings.append(
-            must_be_zero(
-                "weight matrices that change far less than others",
-                len(slow),
-                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
-                "own that is far too low, or a gradient that vanishes.",
-            )
+        findings.must_be_zero(
+            "weight matrices that change far less than others",
+            len(slow),
+            f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
+            "own that is far too low, or a gradient that vanishes.",
         )
         return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
 
@@ -627,22 +582,21 @@ class Watch:
         scale = max(abs(start), abs(end), 1e-12)
         # A loss that compares with its own detached outputs may rise while it is learned.
         rises = end - start > 3 * spread and not self._tapes.detached
-        findings = [
-            at_most(
-                "mean of the last losses over that of the first ones",
-                (end - start) / scale if rises else -1.0,
-                0.2,
-                "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
-                "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
-            ),
-            at_most(
-                "course of the loss: 1 if it does not fall at all",
-                float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED),
-                0.0,
-                "the loss does not fall.",
-                "See the other findings first; then try learning rates ten times lower and higher.",
-            ),
-        ]
+        findings = Findings()
+        findings.at_most(
+            "mean of the last losses over that of the first ones",
+            (end - start) / scale if rises else -1.0,
+            0.2,
+            "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
+            "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
+        )
+        findings.at_most(
+            "course of the loss: 1 if it does not fall at all",
+            float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED),
+            0.0,
+            "the loss does not fall.",
+            "See the other findings first; then try learning rates ten times lower and higher.",
+        )
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
 
 
