@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import Findings
+from rismusic.doctor.state import weights_of
 from rismusic.doctor.tape import Batch, LeftOutError
 from rismusic.nn.monitors import Finding
 
@@ -128,7 +129,8 @@ class Counterfactuals:
         steps = min(_MOST, _LONGER * self.steps, int(_SECONDS / (5 + len(changes)) / each))
         if steps < _FEWEST:
             raise LeftOutError("repeating the training takes too long")
-        first, last = self._losses(self.weights), self._losses(self._last)
+        left = {key: value.detach() for key, value in self.batches[0].tape.weights.items()}
+        first, last = self._losses(self.weights), self._losses(left)
         repeated, own = (self._trained(self.settings, n) for n in (min(steps, self.steps), steps))
         if not first[0] - last[0] < 2 * (first[0] - repeated[0]) + _GAIN * abs(first[0]):
             raise LeftOutError("the training, repeated, learns less than the loop did")
@@ -195,11 +197,6 @@ class Counterfactuals:
             )
         return found
 
-    @property
-    def _last(self) -> dict[int, Tensor]:
-        """The weights as the loop left them."""
-        return {key: value.detach() for key, value in self.batches[0].tape.weights.items()}
-
     def _loss(self, k: int, weights: Mapping[int, Tensor]) -> Tensor:
         self.replays[k].forget_statistics()
         return self.replays[k].run(weights=weights)[self.batches[k].tape.loss]
@@ -221,7 +218,7 @@ class Counterfactuals:
             groups += [{"params": weights, **options}] if weights else []
         optimizer = settings.make(groups)
         rates = [group["lr"] for group in optimizer.param_groups]
-        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        trained = weights_of(optimizer)
         schedule = settings.schedule or (1.0,)
         for step in range(steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -164,7 +164,7 @@ def check_labels(case: Case) -> Report:
     truth = recording.truth
     assert truth is not None
     if spec.hardware != type(spec.hardware)():
-        return report_of("TRUTH", "skipped: with hardware impairments the nominal link does not fit", [])
+        return report_of("TRUTH", "skipped: with hardware impairments the nominal link does not fit")
     exact = ref.element_positions(spec.panel)
     G, wavelength = ref.operators(recording), spec.panel.wavelength_m
 
@@ -353,8 +353,7 @@ def _alone_findings(case: Case) -> list[Finding]:
             "Draw and scale each scene of a batch by itself.",
         )
     snr = [snr_db(case.spec.system, [recording]) for recording in case.recordings]
-    truths = [recording.truth for recording in case.recordings if recording.truth is not None]
-    numbers = [(~truth.azimuth.isnan()).double().sum(-1).cpu() for truth in truths]
+    numbers = [numbers_of_sources([recording]) for recording in case.recordings]
     for what, values in (("SNR", snr), ("number of sources", numbers)):
         free = sum(map(len, values)) - len(values)
         if len(values) < 2 or free < _FEWEST_PAIRS or (total := float(torch.cat(values).var())) < 1e-6:
@@ -386,9 +385,14 @@ def snr_db(spec: SystemSpec, recordings: list[Recording]) -> Tensor:
     return torch.cat(found)
 
 
+def numbers_of_sources(recordings: list[Recording]) -> Tensor:
+    """The number of sources of each scene."""
+    truths = [recording.truth for recording in recordings if recording.truth is not None]
+    return torch.cat([(~truth.azimuth.isnan()).double().sum(-1).cpu() for truth in truths])
+
+
 def _number_findings(case: Case) -> list[Finding]:
-    truths = [recording.truth for recording in case.recordings]
-    numbers = torch.cat([(~truth.azimuth.isnan()).sum(-1) for truth in truths if truth is not None]).cpu()
+    numbers = numbers_of_sources(case.recordings)
     low, high = limits(case.spec.system.sources)
     wanted = range(int(low), int(high) + 1)
     missing = [k for k in wanted if not bool(numbers.eq(k).any())]
@@ -408,11 +412,7 @@ def _number_findings(case: Case) -> list[Finding]:
 
 
 def _position_findings(recordings: list[Recording]) -> list[Finding]:
-    truths = [recording.truth for recording in recordings if recording.truth is not None]
-    values = {
-        name: torch.cat([getattr(t, name)[~t.azimuth.isnan()].double().cpu() for t in truths])
-        for name in ("azimuth", "elevation", "range")
-    }
+    values = dict(zip(("azimuth", "elevation", "range"), _labels(recordings), strict=True))
     findings = Findings()
     for one, other in itertools.combinations(values, 2):
         a, b = (values[name] - values[name].mean() for name in (one, other))
@@ -562,7 +562,7 @@ def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
     """Azimuth, elevation and range of all true sources."""
     truths = [recording.truth for recording in recordings if recording.truth is not None]
     azimuth, elevation, distance = (
-        torch.cat([getattr(truth, name)[truth.active].double().cpu() for truth in truths])
+        torch.cat([getattr(truth, name)[~truth.azimuth.isnan()].double().cpu() for truth in truths])
         for name in ("azimuth", "elevation", "range")
     )
     return azimuth, elevation, distance

@@ -266,9 +266,7 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def explanation(
-    found: Sequence[Value],
-    definitions: Sequence[Definition],
-    tolerance: float = TOLERANCE,
+    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 

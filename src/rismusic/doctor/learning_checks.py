@@ -43,7 +43,7 @@ _LINEAR = names(
 
 @dataclass
 class LearningChecks:
-    """A loop at its end; ``tapes``: of one kind of loss, each batch once, from all steps and from the last."""
+    """A loop at its end; ``tapes``: of one kind of loss, each batch once, of all steps, and of the last."""
 
     first: Mapping[str, Tape]
     tapes: tuple[list[Tape], list[Tape]]
@@ -56,11 +56,7 @@ class LearningChecks:
     @property
     def reports(self) -> list[Report]:
         """[TERMS], [RETRAIN], and [LEARNED]."""
-        checks = (
-            ("TERMS", self.terms),
-            ("RETRAIN", self.changed_settings),
-            ("LEARNED", self.learned),
-        )
+        checks = (("TERMS", self.terms), ("RETRAIN", self.changed_settings), ("LEARNED", self.learned))
         text = "the last batches, repeated with the last weights"
         return [
             report_of(tag, f"left out: {reason}" if reason else text, findings)
@@ -399,7 +395,7 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
 
 
 def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
-    """The losses (or terms) of batches of one kind with the output that is the best constant for the others."""
+    """The losses (or terms) of batches of one kind with the constant output that is best for the others."""
     keys = [outputs_below(batch.tape) for batch in batches]
     replays = [batch.replay().keeping(own) for batch, own in zip(batches, keys, strict=True)]
     shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]

@@ -112,7 +112,7 @@ def check_gradients(case: Case) -> Report:
     """[SLOPE]: gradients of each loss: equal to finite differences, finite, and non-zero in every scene."""
     recording = ref.recording_in_double(case.recording)
     targets = Targets.of(recording, case.learner.grid)
-    own = ref.prediction_in_double(case.learner.predict(case.recording, averaged=False))
+    own = ref.doubled(case.learner.predict(case.recording, averaged=False))
     findings = Findings()
     idle = dict.fromkeys(_GRADIENT_IN_EVERY_SCENE, 0.0)
     for random in (True, False):

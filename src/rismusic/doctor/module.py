@@ -7,6 +7,7 @@ module itself is used; weights, buffers, gradients, modes and random generators 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,11 +28,9 @@ from rismusic.doctor.state import (
     ERRORS,
     Networks,
     as_one,
-    optimizer_copy,
     restored,
     seeded,
     tensors_in,
-    to_double,
     widened,
 )
 from rismusic.doctor.tape import DRAWS
@@ -103,7 +102,7 @@ def diagnose_module(
                 raise
             except ERRORS as error:
                 text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                report = report_of(tag, f"left out: {text}", [])
+                report = report_of(tag, f"left out: {text}")
         reports.append(report)
         for line in report.lines:
             say(line)
@@ -176,7 +175,7 @@ class _ModuleUnderTest:
     def optimizer(self, factor: float = 1.0) -> Iterator[torch.optim.Optimizer]:
         """The optimizer of the training, at a multiple of its learning rates."""
         if isinstance(self.make, torch.optim.Optimizer):
-            optimizer, state = self.make, optimizer_copy(self.make)
+            optimizer, state = self.make, copy.deepcopy(self.make.state_dict())
         else:
             optimizer, state = self.make(self.module.parameters()), None
         for group in optimizer.param_groups:
@@ -353,13 +352,13 @@ class _ModuleUnderTest:
             self.module.eval()
             first, second = self.value(), self.value(seed=1)
             if first != second:
-                return report_of("PRECISION", "left out: the loss is random, also in evaluation mode", [])
+                return report_of("PRECISION", "left out: the loss is random, also in evaluation mode")
         if all(weight.dtype in (torch.float64, torch.complex128) for weight in self.module.parameters()):
-            return report_of("PRECISION", "left out: the network is in double precision", [])
+            return report_of("PRECISION", "left out: the network is in double precision")
         single = self.value()
         with self.in_double() as batch:
             if batch is None:
-                return report_of("PRECISION", f"left out: {self._not_double}", [])
+                return report_of("PRECISION", f"left out: {self._not_double}")
             double = self.value(batch)
         off = abs(single - double) / max(abs(double), 1e-2 * abs(self.scale), 1e-9)
         finding = at_most(
@@ -384,7 +383,8 @@ class _ModuleUnderTest:
         """The network and the batch in double precision; None where a part of the loss stays in single."""
         batch = widened(self.batch)
         with restored(self.module):
-            to_double(self.module)
+            for tensor in [*self.module.parameters(), *self.module.buffers()]:
+                tensor.data = widened(tensor.data)
             try:
                 result = self.evaluate(batch)
                 moved = result.dtype == torch.float64
@@ -399,21 +399,17 @@ class _ModuleUnderTest:
         """[SLOPE]: the gradient against finite differences in double precision."""
         self.module.train()
         if not self.repeatable:
-            return report_of(
-                "SLOPE", "left out: the loss differs between evaluations with the same seeds", []
-            )
+            return report_of("SLOPE", "left out: the loss differs between evaluations with the same seeds")
         rounded = list(self.observed().rounded)
         with self.in_double() as batch:
             if batch is None:
-                return report_of("SLOPE", f"left out: {self._not_double}", [])
+                return report_of("SLOPE", f"left out: {self._not_double}")
             gradients = self.gradients(batch)
             errors, size = self._slope_errors(batch, gradients), total_norm(gradients)
         worst = max(errors, key=lambda name: errors[name], default="")
         if errors and errors[worst] > 0.01 and rounded:
             return report_of(
-                "SLOPE",
-                f"left out: the network rounds ({', '.join(rounded)}), so it is not differentiable",
-                [],
+                "SLOPE", f"left out: the network rounds ({', '.join(rounded)}), so it is not differentiable"
             )
         value, left = errors.get(worst, 0.0), len(gradients) - len(errors)
         finding = at_most(
@@ -544,7 +540,7 @@ class _ModuleUnderTest:
             spreads.append(_spread(self.predict()))
         before, after = spreads
         if math.isnan(before) or math.isnan(after):
-            return report_of("CONSTANT", "left out: the loss calls no module with an output of samples", [])
+            return report_of("CONSTANT", "left out: the loss calls no module with an output of samples")
         finding: Finding = at_least(
             "spread of the outputs over the samples after some steps, over their size",
             after,

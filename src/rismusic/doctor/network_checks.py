@@ -21,6 +21,7 @@ from rismusic.doctor.causes import place_of
 from rismusic.doctor.layers import layer_record
 from rismusic.doctor.loss_checks import every_weight, total_of
 from rismusic.doctor.report import Findings, listed, report_of
+from rismusic.doctor.state import weights_of
 from rismusic.io import Recording
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Targets
@@ -42,7 +43,7 @@ def check_gradient_paths(case: Case) -> list[Report]:
 def check_optimizer(case: Case) -> Report:
     """[OPTIMIZER]: does the optimizer hold every parameter of the network, once?"""
     learner = case.learner
-    held = [id(p) for group in learner.optimizer.param_groups for p in group["params"]]
+    held = list(map(id, weights_of(learner.optimizer)))
     names = {id(p): name for name, p in learner.network.named_parameters()}
     missing = [name for key, name in names.items() if key not in held]
     frozen = [name for name, p in learner.network.named_parameters() if not p.requires_grad]
@@ -95,7 +96,7 @@ def check_backward(case: Case) -> Report:
     """
     own, short = case.learner.network, case.recording[: min(_DENSE, len(case.recording))]
     if not isinstance(own, Network) or type(own).forward is not Network.forward:
-        return report_of("BACKWARD", "skipped: a network of another kind", [])
+        return report_of("BACKWARD", "skipped: a network of another kind")
     network, recording = copy.deepcopy(own), ref.recording_in_double(short)
     network.set_precision(None)
     held = _Held(network._statistics)
@@ -286,10 +287,7 @@ def check_constant_output(case: Case) -> Report:
                 "the number of sources is the same for every scene, as from MDL on a rank-deficient matrix."
             )
         findings.at_least(
-            f"spread of {field.name} over the scenes, over its size",
-            float(spread.sqrt()),
-            1e-4,
-            meaning,
+            f"spread of {field.name} over the scenes, over its size", float(spread.sqrt()), 1e-4, meaning
         )
     return report_of("CONSTANT", "variety of the outputs before training", findings)
 

@@ -184,7 +184,7 @@ def residual_over_noise(
 
 
 def best_explanation(errors: Mapping[str, float]) -> str:
-    """The candidate mistake with the least error, if below a third of that of the correct form; else ``""``."""
+    """The candidate mistake of least error, if below a third of that of the correct form; else ``""``."""
     name, value = min(errors.items(), key=lambda pair: pair[1])
     return name if name != EXPECTED and value < errors[EXPECTED] / 3 else ""
 
@@ -196,6 +196,10 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
     def normal(value: Tensor) -> Tensor:
         return torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
 
+    maps = like.grid_logits
+    if maps is not None:
+        # Those of each stage have another size, so that no stage may stand for another one.
+        maps = normal(maps) * torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
     return Prediction(
         angle_factor=normal(like.angle_factor),
         range_factor=normal(like.range_factor),
@@ -204,19 +208,8 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
         elevation=normal(like.elevation) / 4,
         inverse_range=(normal(like.inverse_range) / 2).exp(),
         existence_logits=normal(like.existence_logits),
-        grid_logits=None if like.grid_logits is None else _unlike(normal(like.grid_logits)),
+        grid_logits=maps,
     )
-
-
-def _unlike(maps: Float[Tensor, "S T P"]) -> Float[Tensor, "S T P"]:
-    """The maps, those of each stage of another size, so that no stage may stand for another one."""
-    return maps * torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
-
-
-def prediction_in_double(prediction: Prediction) -> Prediction:
-    """The prediction in double precision."""
-    values = {name: getattr(prediction, name) for name in Prediction.__dataclass_fields__}
-    return Prediction(**{name: _double(value) for name, value in values.items() if value is not None})
 
 
 def recording_in_double(recording: Recording) -> Recording:

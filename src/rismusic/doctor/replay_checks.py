@@ -21,9 +21,10 @@ from torch.nn.functional import pad
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
-from rismusic.doctor.data_checks import scene_keys, snr_db
+from rismusic.doctor.data_checks import numbers_of_sources, scene_keys, snr_db
 from rismusic.doctor.hypotheses import explanation, given, setting, step
 from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
+from rismusic.doctor.state import groups_of
 from rismusic.io import Recording
 from rismusic.nn import validation
 from rismusic.nn.data import with_estimated_noise
@@ -33,7 +34,6 @@ from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
 from rismusic.sources import Sources
-from rismusic.spec import SystemSpec
 
 # The short run: epochs, steps of each, batches of a step, scenes of a batch, validation scenes.
 EPOCHS, STEPS = 2, 3
@@ -155,17 +155,9 @@ def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
         names = {id(weight): name for name, weight in learner.weights.items()}
         one = run.steps[-1]
         one.steps += 1
-        one.gradients = {
-            name: weight.grad.detach().clone()
-            for name, weight in learner.weights.items()
-            if weight.grad is not None
-        }
-        one.rates = {
-            names[id(p)]: float(group["lr"])
-            for group in learner.optimizer.param_groups
-            for p in group["params"]
-            if id(p) in names
-        }
+        one.gradients = copied({n: w.grad for n, w in learner.weights.items() if w.grad is not None})
+        groups = groups_of(learner.optimizer)
+        one.rates = {names[key]: float(group["lr"]) for key, group in groups.items() if key in names}
 
     handle = learner.optimizer.register_step_pre_hook(before_step)
     vars(learner)["step"] = step
@@ -340,16 +332,10 @@ def _highest(run: ShortRun) -> dict[str, float]:
     spec, learner = run.spec, run.trainer.learner
     names = {id(weight): name for name, weight in learner.weights.items()}
     if spec.network.kind != "sbl_unrolled":
-        return {
-            names[id(p)]: float(group["highest"])
-            for group in learner.optimizer.param_groups
-            for p in group["params"]
-            if id(p) in names
-        }
-    return {
-        name: spec.head_learning_rate if _is_head(name) else spec.backbone_learning_rate
-        for name in learner.weights
-    }
+        groups = groups_of(learner.optimizer)
+        return {names[key]: float(group["highest"]) for key, group in groups.items() if key in names}
+    head, rest = spec.head_learning_rate, spec.backbone_learning_rate
+    return {name: head if _is_head(name) else rest for name in learner.weights}
 
 
 def _gradient_findings(run: ShortRun) -> list[Finding]:
@@ -374,7 +360,8 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
             continue
         count, old = len(parts), run.steps[number - 1].gradients if number else {}
         added = {name: value + old.get(name, 0.0) for name, value in expected.items()}
-        halves = [_mean([of(r[half(r)]) for r in one.recordings]) for half in (_first_half, _second_half)]
+        half = run.spec.batch // 2
+        halves = [_mean([of(r[part]) for r in one.recordings]) for part in (slice(half), slice(half, None))]
         forms = {
             ": the accumulated batches are summed, not averaged": [_mean(parts, float(count))],
             ": it is divided twice by the number of accumulated batches": [_mean(parts, 1 / count)],
@@ -409,14 +396,6 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
     meaning = "the logged gradient norm is not that of the loss."
     found.at_most("logged norm of the gradient over that of the loss, distance from 1", logged, 0.05, meaning)
     return found
-
-
-def _first_half(recording: Recording) -> slice:
-    return slice(0, len(recording) // 2)
-
-
-def _second_half(recording: Recording) -> slice:
-    return slice(len(recording) // 2, None)
 
 
 def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
@@ -489,12 +468,11 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         for name, usual in _OPTIONS.items()
         if name in group and group[name] != usual
     }
-    of = {id(p): float(group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
-    decayed = [
-        name
-        for name, weight in run.trainer.learner.weights.items()
-        if abs(of.get(id(weight), 0.0) - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12
-    ]
+    held, decayed = groups_of(run.trainer.learner.optimizer), []
+    for name, weight in run.trainer.learner.weights.items():
+        decay = float(held.get(id(weight), {}).get("weight_decay", 0.0))
+        if abs(decay - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12:
+            decayed.append(name)
     late = [name for name, value in skipped.items() if value > 0.05]
     reason = f": it is set to {listed(sorted(options))}" if options else causes["weights"]
     still = all(torch.equal(one.average[n], one.average_after[n]) for one in run.steps for n in one.average)
@@ -575,11 +553,9 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
         where=place_of(run.trainer.scenes.scored),
     )
     training = case.recordings[:4]
-    for what, limit, of in (
-        ("SNR, dB", 4.0, snr_db),
-        ("number of sources", 0.75, _number_of_sources),
-    ):
-        one, other = of(spec.system, training), of(spec.system, whole)
+    snr = snr_db(spec.system, training), snr_db(spec.system, whole)
+    numbers = numbers_of_sources(training), numbers_of_sources(whole)
+    for what, limit, (one, other) in (("SNR, dB", 4.0, snr), ("number of sources", 0.75, numbers)):
         if len(one) < 16 or len(other) < 16:
             continue
         # Two sets of the same distribution: mean and spread agree within their standard errors.
@@ -636,11 +612,6 @@ def _score_findings(case: Case) -> list[Finding]:
             place_of(vars(validation)["_score"]),
         )
     ]
-
-
-def _number_of_sources(_: SystemSpec, recordings: list[Recording]) -> Tensor:
-    truths = [recording.truth for recording in recordings]
-    return torch.cat([(~truth.azimuth.isnan()).double().sum(-1) for truth in truths if truth is not None])
 
 
 def _loss_findings(run: ShortRun) -> list[Finding]:
@@ -753,10 +724,7 @@ def check_files(case: Case) -> Report:
     return report_of(
         "FILES",
         "weights of the best and last epoch; resumption",
-        [
-            *_weight_findings(run),
-            *_resume_findings(case, run),
-        ],
+        [*_weight_findings(run), *_resume_findings(case, run)],
     )
 
 

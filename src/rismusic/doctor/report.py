@@ -129,7 +129,7 @@ def _plain(finding: Finding) -> dict[str, object]:
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
-def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
+def report_of(tag: str, text: str, findings: Sequence[Finding] = ()) -> Report:
     """A report whose values are those of its findings."""
     return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
 
@@ -166,7 +166,7 @@ def same(
 ) -> Finding:
     """A finding of two tensors that must be equal, up to single precision.
 
-    If a function calculates the expected one, the report says which change of it gives ``found``, if one does.
+    If a function calculates the expected one, the meaning says which change of it gives ``found``.
     """
     right = (expected() if callable(expected) else expected).detach().cpu()
     found = found.detach().cpu()

@@ -129,7 +129,7 @@ def _progress(spec: TrainSpec, epochs: Lines) -> Report:
     """[PROGRESS]: does the training loss fall, without jumps?"""
     losses = [number(line["training"].get("loss", math.nan)) for line in epochs]
     if not losses:
-        return report_of("PROGRESS", "no epoch is finished", [])
+        return report_of("PROGRESS", "no epoch is finished")
     first, last, best = losses[0], losses[-1], min(losses)
     where = losses.index(best) if math.isfinite(best) else 0
     jumps = [epoch for epoch in range(1, len(losses)) if not losses[epoch] <= 2 * min(losses[:epoch])]
@@ -157,7 +157,7 @@ def _validation(epochs: Lines) -> Report:
     """[VALIDATION]: does the validation loss change, and improve together with the training loss?"""
     losses = [number(line["validation"]["loss"]) for line in epochs]
     if len(losses) < 2:
-        return report_of("VALIDATION", "fewer than two epochs", [])
+        return report_of("VALIDATION", "fewer than two epochs")
     best = losses.index(min(losses)) if all(map(math.isfinite, losses)) else 0
     training = [number(line["training"].get("loss", math.nan)) for line in epochs]
     own = number(epochs[-1]["training"].get("covariance"))

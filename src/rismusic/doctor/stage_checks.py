@@ -70,12 +70,7 @@ def _log(value: Tensor) -> Tensor:
 
 
 def _stage_findings(
-    network: Network,
-    scenes: object,
-    initial: Tensor,
-    power: Tensor,
-    prediction: Prediction,
-    calls: Calls,
+    network: Network, scenes: object, initial: Tensor, power: Tensor, prediction: Prediction, calls: Calls
 ) -> list[Finding]:
     """The heat map of each stage, and the sources, from the weights of the network."""
     grid, statistics = network.grid, network._statistics

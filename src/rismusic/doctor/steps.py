@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import Findings, listed
+from rismusic.doctor.state import groups_of, weights_of
 from rismusic.nn.monitors import Finding, at_most
 
 # Steps that are compared in full: the first ones, then powers of two.
@@ -68,7 +70,7 @@ class StepRecord:
 
     def before(self, optimizer: torch.optim.Optimizer, *, closure: bool, stale: bool) -> None:
         """Look at the gradients that a step gets, and at what happened to the weights since the last one."""
-        held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self.names]
+        held = [p for p in weights_of(optimizer) if id(p) in self.names]
         for p in held:
             numbers = self._waiting.pop(id(p), set())
             if p.grad is not None and bool(p.grad.any()):
@@ -107,7 +109,7 @@ class StepRecord:
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the step that was taken."""
-        held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self.names]
+        held = [p for p in weights_of(optimizer) if id(p) in self.names]
         moved = [p for p in held if id(p) in self._before and p.grad is not None and not p.grad.is_sparse]
         change = _joined([p.detach() - self._before[id(p)] for p in moved])
         gradient = _joined([p.grad.detach() for p in moved if p.grad is not None])
@@ -117,9 +119,9 @@ class StepRecord:
         if change is not None and gradient is not None and float(change.norm()) > 0 < float(gradient.norm()):
             rest, decayed = change.clone(), 0.0
             start = 0
-            rates = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+            groups = groups_of(optimizer)
             for p in moved:
-                group = rates[id(p)]
+                group = groups[id(p)]
                 decay, rate = float(group.get("weight_decay") or 0.0), float(group["lr"])
                 part = -rate * decay * _real(self._before[id(p)])
                 decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get(
@@ -237,13 +239,8 @@ def _power_of_two(values: list[float]) -> bool:
 
 def optimizers_seen(seen: list[Any], names: Mapping[int, str]) -> Finding:
     """Optimizers that are made again and again for the same weights."""
-    counts: dict[int, int] = {}
-    for one in seen:
-        for group in one.param_groups:
-            for p in group["params"]:
-                if id(p) in names:
-                    counts[id(p)] = counts.get(id(p), 0) + 1
-    most = max(counts.values(), default=0)
+    counts = Counter(map(id, weights_of(*seen)))
+    most = max((count for key, count in counts.items() if key in names), default=0)
     meaning = "the optimizer is made anew again and again, so its momentum and averages are lost."
     advice = "Create the optimizer once, before the loop."
     return at_most("optimizers that stepped with the same weights", float(most), 2.0, meaning, advice)

@@ -243,7 +243,10 @@ class TapeRecorder:
         self._depth = max(0, self._depth - 1)
         if self.active:
             inputs = tuple(id(one) for one in tensors_in(given))
-            for one in _all_tensors(result):
+            found = tensors_in(result)
+            if not found and hasattr(result, "__dataclass_fields__"):
+                found = tensors_in(dict(vars(result)))
+            for one in found:
                 self.outputs.append(Output(id(one), name, type(part).__name__, self._depth == 0, inputs))
 
     def depends(self, value: Tensor) -> bool:
@@ -468,13 +471,6 @@ def _memory(value: Tensor) -> tuple[int, int]:
     return storage.data_ptr() or id(value), storage.nbytes()
 
 
-def _all_tensors(value: Any) -> list[Tensor]:
-    found = tensors_in(value)
-    if not found and hasattr(value, "__dataclass_fields__"):
-        found = tensors_in(dict(vars(value)))
-    return found
-
-
 def _needed(calls: Sequence[Call], keys: Iterable[int], stop: Iterable[int] = ()) -> list[Call]:
     """The calls on which some tensors depend, up to others."""
     needed, ends, kept = set(keys), set(stop), []
@@ -519,8 +515,7 @@ class Tape:
             found = {key}
             for call in self.calls:
                 if any(one in found for one in call.reads):
-                    found.update(call.outs)
-                    found.update(call.mutated)
+                    found.update((*call.outs, *call.mutated))
             self._reached[key] = found
         return self._reached[key]
 
@@ -529,8 +524,7 @@ class Tape:
         found = {key}
         for call in self.calls:
             if not call.inside and any(one in found for one in call.reads):
-                found.update(call.outs)
-                found.update(call.mutated)
+                found.update((*call.outs, *call.mutated))
         return found
 
     @property
@@ -556,15 +550,22 @@ class Tape:
         for key, root in self.roots.items():
             if root.kind != "data" or root.value.numel() < 2:
                 continue
-            pure = {key}
-            for call in self.calls:
-                if any(one in pure for one in call.reads):
-                    if call.pure:
-                        pure.update(call.outs)
-                    elif not call.inside and not inside & set(call.outs):
-                        found.append(key)
-                        break
+            copies = self.copies(key)
+            if any(not call.inside and not inside & set(call.outs) for call in self.users(copies)):
+                found.append(key)
         return found
+
+    def copies(self, key: int) -> set[int]:
+        """Keys of what is made of some data, and of other data, before the network and the loss use it."""
+        found = {key}
+        for call in self.calls:
+            if call.pure and any(one in found for one in call.reads):
+                found.update(call.outs)
+        return found
+
+    def users(self, keys: set[int]) -> list[Call]:
+        """The calls of network and loss that read one of some tensors."""
+        return [call for call in self.calls if not call.pure and not keys.isdisjoint(call.reads)]
 
 
 class Replay:
@@ -685,10 +686,7 @@ class Replay:
                 return args, {**kwargs, "training": False}
             if id(call) not in self._norms:
                 axes = [0, *range(2, value.ndim)]
-                self._norms[id(call)] = (
-                    value.detach().mean(axes),
-                    value.detach().var(axes, unbiased=False),
-                )
+                self._norms[id(call)] = (value.detach().mean(axes), value.detach().var(axes, unbiased=False))
             args = (value, *self._norms[id(call)])
             kwargs = {**kwargs, "training": False}
         return args, kwargs

@@ -237,10 +237,8 @@ def _differing(
         axis = _sample_axis(old, samples)
         if axis is None or old.shape != new.shape:
             return 0.0
-        old, new = (
-            old.index_select(axis, old_rows.to(old.device)),
-            new.index_select(axis, rows.to(old.device)),
-        )
+        old = old.index_select(axis, old_rows.to(old.device))
+        new = new.index_select(axis, rows.to(new.device))
         return size_of(new - old) / max(size_of(old), 1e-30)
 
     changes = [(change(one.key), one) for one in replay.tape.outputs]
@@ -313,10 +311,8 @@ def _effects(replay: Replay, key: int, samples: Samples, results: Sequence[int])
         out = env[one]
         if out.requires_grad:
             out = torch.view_as_real(out.resolve_conj()) if out.is_complex() else out
-            total = (
-                total
-                + (out.double() * torch.randn(out.shape, generator=generator).to(out.device)).sum().cpu()
-            )
+            random = torch.randn(out.shape, generator=generator).to(out.device)
+            total = total + (out.double() * random).sum().cpu()
     if not total.requires_grad:
         raise LeftOutError("the outputs have no gradient by the input")
     (g,) = torch.autograd.grad(total, [value], allow_unused=True)
@@ -396,14 +392,11 @@ def value_findings(tape: Tape) -> list[Finding]:
         root = replay.roots[key]
         if root.is_complex() or bool((root == root.flatten()[0]).all()):
             continue
-        pure = {key}
-        for call in tape.calls:
-            if call.pure and any(one in pure for one in call.reads):
-                pure.update(call.outs)
-        for call in tape.calls:
-            for one in call.reads if not call.pure and not call.inside else ():
+        copies = tape.copies(key)
+        for call in tape.users(copies):
+            for one in call.reads if not call.inside else ():
                 value = replay.base.get(one)
-                if one in pure and one != key and value is not None and value.numel() >= 8:
+                if one in copies and one != key and value is not None and value.numel() >= 8:
                     lost += bool((value == value.flatten()[0]).all())
     dropped = [
         one.name or "the network"
@@ -431,10 +424,7 @@ def value_findings(tape: Tape) -> list[Finding]:
 def goes_on(tape: Tape, key: int) -> bool:
     """Whether weights are applied to what depends on a tensor."""
     reached = tape.reached(key)
-    return any(
-        any(one in reached for one in call.reads) and any(one in tape.weights for one in call.reads)
-        for call in tape.calls
-    )
+    return any(reached & set(call.reads) and tape.weights.keys() & set(call.reads) for call in tape.calls)
 
 
 def dropout_rate(call: Call) -> float:
@@ -650,7 +640,8 @@ def exchange_findings(tape: Tape) -> list[Finding]:
     replay = replay_of(tape)
     limit = 1e-11 if replay.double else 1e-6
     inputs = set(tape.inputs)
-    if any(tape.roots[key].kind != "data" for key in inputs) or _compares_distributions(tape):
+    sorts = any(call.name in ("sort", "cdist", "topk", "argsort") for call in tape.calls)
+    if sorts or any(tape.roots[key].kind != "data" for key in inputs):
         raise LeftOutError("the loss compares distributions, not samples")
     found = Findings()
     for key in tape.targets:
@@ -663,7 +654,7 @@ def exchange_findings(tape: Tape) -> list[Finding]:
             continue
         order = permutation(samples.number)
         change = abs(replay.value(roots=samples.roots(replay, order, [key])) - replay.loss)
-        user = next((call for call in tape.calls if _first_use(tape, call, key)), None)
+        where = next((call.where for call in tape.users(tape.copies(key))), "")
         found.at_least(
             "relative change of the loss when a target or weight is exchanged between samples",
             change / max(abs(replay.loss), 1e-12),
@@ -672,22 +663,9 @@ def exchange_findings(tape: Tape) -> list[Finding]:
             f"{list(value.shape)}): shapes are broadcast, such as [N, 1] with [N], so every output meets "
             "every target, or means are taken before the comparison.",
             "Give both the same shape, such as with squeeze(1), and compare before any mean.",
-            user.where if user is not None else "",
+            where,
         )
     return found
-
-
-def _first_use(tape: Tape, call: Call, key: int) -> bool:
-    """Whether a call is the first that uses a tensor with outputs."""
-    pure = {key}
-    for one in tape.calls:
-        if one.pure and any(k in pure for k in one.reads):
-            pure.update(one.outs)
-    return not call.pure and any(k in pure for k in call.reads)
-
-
-def _compares_distributions(tape: Tape) -> bool:
-    return any(call.name in ("sort", "cdist", "topk", "argsort") for call in tape.calls)
 
 
 def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:

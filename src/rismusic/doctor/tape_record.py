@@ -70,7 +70,9 @@ class TapeRecord:
                 self._give_up(self.over)
                 return
             if step < _KEPT and not self._silent:
-                self._silent = _silent_weights(tape)
+                keys = {key for call in tape.calls if not call.grad and not call.pure for key in call.reads}
+                weights = {key: one for key, one in tape.weights.items() if key in keys}
+                self._silent = {key: (one, one.detach().clone()) for key, one in weights.items()}
             kind = tape.kind
             if kind not in self.first and len(self.first) < _KINDS:
                 if not faithful(tape):
@@ -79,7 +81,8 @@ class TapeRecord:
                 self.first[kind] = tape
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
-                self._start[kind] = self._check(tape, recorder)
+                with torch.random.fork_rng(devices=[]):
+                    self._start[kind] = tape_reports(tape, recorder.unread())
             self._note_data(tape, recorder)
         except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
@@ -98,11 +101,6 @@ class TapeRecord:
         if not self.first:
             self.problem = reason
 
-    def _check(self, tape: Tape, recorder: TapeRecorder) -> list[Report]:
-        """Checks of the first tape of a kind, at the initial weights."""
-        with torch.random.fork_rng(devices=[]):
-            return tape_reports(tape, recorder.unread())
-
     def _note_data(self, tape: Tape, recorder: TapeRecorder) -> None:
         """Labels and rows of a batch."""
         targets = [tape.roots[key].value for key in tape.targets if key not in tape.inputs]
@@ -110,12 +108,10 @@ class TapeRecord:
         if len(flat) == 1 and len(self.labels) < _FIRST_STEPS and not flat[0].is_complex():
             self.labels.append(flat[0].flatten().double().cpu())
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
-        data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
+        data = [value for value in _data(tape) if value.numel() > 1]
         if before is not None and data:
-            old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
-            same = len(old) == len(data) and all(
-                a.shape == b.shape and torch.equal(a, b) for a, b in zip(old, data, strict=True)
-            )
+            old = [value for value in _data(before) if value.numel() > 1]
+            same = len(old) == len(data) and all(map(torch.equal, old, data))
             self._same = self._same + 1 if same else 0
             if self._same == 20:
                 self.loader = max(recorder.base_rows(tape), _loader_rows())
@@ -152,7 +148,7 @@ class TapeRecord:
         """What the first tapes said."""
         if not self._start:
             reason = self.problem or "no loss was recorded"
-            return [report_of("BATCH", f"left out: {reason}", [])]
+            return [report_of("BATCH", f"left out: {reason}")]
         return [report for reports in self._start.values() for report in reports]
 
     def data_report(self) -> Report:
@@ -177,9 +173,7 @@ class TapeRecord:
             "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
         )
         if self._same >= 20 and self.loader:
-            size = max(
-                len(r.value) for r in self.early[-1].roots.values() if r.kind == "data" and r.value.ndim
-            )
+            size = max(len(value) for value in _data(self.early[-1]) if value.ndim)
             found.at_most(
                 "rows of the data over those of the one batch that is used in every step",
                 self.loader / max(size, 1),
@@ -189,25 +183,20 @@ class TapeRecord:
         return report_of("DATA", f"{len(self.early) + len(self.late)} batches", found)
 
     def final_reports(
-        self,
-        steps: int,
-        own: set[int],
-        *,
-        alone: bool,
-        settings: Settings | None = None,
+        self, steps: int, own: set[int], *, alone: bool, settings: Settings | None = None
     ) -> list[Report]:
-        """Checks at the end; ``own``: weights of optimizers, ``alone``: whether there is one, with settings."""
+        """Checks at the end; ``own``: keys of trained weights, ``alone``: whether there is one optimizer."""
         if self.problem or not self.first:
             return []
         tapes = [*self.early, *self.late]
         if self.over and len(tapes) < 4:
-            return [report_of("LEARNED", f"left out: {self.over}", [])]
-        state, self.checking = torch.get_rng_state(), True
+            return [report_of("LEARNED", f"left out: {self.over}")]
+        self.checking = True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
-        loop = LearningChecks(self.first, kinds, self.initial, steps, own, alone, settings)
-        reports = loop.reports
+        with torch.random.fork_rng(devices=[]):
+            loop = LearningChecks(self.first, kinds, self.initial, steps, own, alone, settings)
+            reports = loop.reports
         self.checking = False
-        torch.set_rng_state(state)
         return reports
 
 
@@ -219,20 +208,16 @@ def _of_one_kind(tapes: list[Tape]) -> list[Tape]:
     """The tapes of the most frequent kind and shape, each batch once."""
     counts = Counter(tape.kind + _shapes(tape) for tape in tapes)
     most = counts.most_common(1)[0][0] if tapes else ""
-    return list({_fingerprint(tape): tape for tape in tapes if tape.kind + _shapes(tape) == most}.values())
-
-
-def _silent_weights(tape: Tape) -> dict[int, tuple[nn.Parameter, Tensor]]:
-    keys = {key for call in tape.calls if not call.grad and not call.pure for key in call.reads}
-    return {key: (one, one.detach().clone()) for key, one in tape.weights.items() if key in keys}
+    alike = [tape for tape in tapes if tape.kind + _shapes(tape) == most]
+    return list({tuple(size_of(value) for value in _data(tape)): tape for tape in alike}.values())
 
 
 def _shapes(tape: Tape) -> str:
-    return " ".join(str(tuple(root.value.shape)) for root in tape.roots.values() if root.kind == "data")
+    return " ".join(str(tuple(value.shape)) for value in _data(tape))
 
 
-def _fingerprint(tape: Tape) -> tuple[float, ...]:
-    return tuple(float(size_of(r.value)) for r in tape.roots.values() if r.kind == "data")
+def _data(tape: Tape) -> list[Tensor]:
+    return [root.value for root in tape.roots.values() if root.kind == "data"]
 
 
 def _purity(labels: Sequence[Tensor]) -> tuple[float | None, str]:

@@ -281,7 +281,7 @@ class Validations:
     def findings(self, *, holds: bool, varied: bool) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
 
-        ``holds``: what is learned, for batches held out. ``varied``: the training may change its data at random.
+        ``holds``: what is learned, for batches held out. ``varied``: training data may change at random.
         """
         judged = [one for one in self._passes if one.judged and not one.used]
         shown = next((one for one in reversed(judged) if one.given), None)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.counterfactuals import HELD, Settings
@@ -29,7 +30,7 @@ from rismusic.doctor.layers import (
 )
 from rismusic.doctor.learning_checks import deviation
 from rismusic.doctor.report import Diagnosis, Findings, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, calling_line
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line, groups_of, weights_of
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
@@ -56,12 +57,7 @@ _MOVED = 0.05
 
 
 class Watch:
-    """What a training loop does while the context is open.
-
-    Args:
-        model: the network, or several in a list or dictionary.
-        optimizer: the optimizer, or several.
-        say: called with each line for the console when the context is closed.
+    """What a training loop does while the context is open; for the arguments see :func:`watch`.
 
     Attributes:
         losses: the loss at each call of ``backward``.
@@ -119,14 +115,11 @@ class Watch:
         stack = self._stack
         stack.enter_context(self._measuring)
         self._layers = self._measuring.enter_context(layer_record(self.module))
-        handles = [
-            self.module.register_forward_pre_hook(Hook(self._before_forward)),
-            self.module.register_forward_hook(Hook(self._after_forward)),
-        ]
-        if isinstance(self.module, (nn.ModuleDict, nn.ModuleList)):
-            for part in self.module.children():
-                handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
-                handles.append(part.register_forward_hook(Hook(self._after_forward)))
+        several = isinstance(self.module, (nn.ModuleDict, nn.ModuleList))
+        handles: list[RemovableHandle] = []
+        for part in (self.module, *(self.module.children() if several else ())):
+            handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
+            handles.append(part.register_forward_hook(Hook(self._after_forward)))
         for part in self.module.modules():
             if part is not self.module and next(part.parameters(recurse=False), None) is not None:
                 handles.append(part.register_forward_pre_hook(Hook(self._before_layer)))
@@ -184,12 +177,12 @@ class Watch:
         reports = [self._check_finite(), *self.step_reports, self._check_foreign(), self._check_losses()]
         reports.append(self._tapes.data_report())
         if all(map(math.isfinite, self.losses)):
-            held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+            held = groups_of(*self.optimizers).keys()
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
             settings = self._settings and self._settings.scheduled(
                 list(self._rates.values()), self._step_record.clip
             )
-            reports += self._tapes.final_reports(self._steps, held, alone=alone, settings=settings)
+            reports += self._tapes.final_reports(self._steps, set(held), alone=alone, settings=settings)
         falls = [one.value for report in reports for one in report.findings if one.name == HELD]
         holds = bool(falls) and falls[0] > _PART
         found = self._validations.findings(holds=holds, varied=self._tape.varied)
@@ -275,11 +268,11 @@ class Watch:
 
     def _watches(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer is one of those given; without any, those with weights of the model are."""
-        if not self._given and not any(one is optimizer for one in self.optimizers):
-            own = (id(p) in self._names for group in optimizer.param_groups for p in group["params"])
-            if any(own):
-                self.optimizers.append(optimizer)
-        return any(one is optimizer for one in self.optimizers)
+        known = any(one is optimizer for one in self.optimizers)
+        if known or self._given or self._names.keys().isdisjoint(groups_of(optimizer)):
+            return known
+        self.optimizers.append(optimizer)
+        return True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._tapes.checking:
@@ -287,17 +280,17 @@ class Watch:
         if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
             self._seen.append(optimizer)
         # A closure calculates the loss within the step.
-        self._tape.on &= len(args) > 1 or "closure" in kwargs
+        closure = len(args) > 1 or "closure" in kwargs
+        self._tape.on &= closure
         if not self._watches(optimizer):
             return
         self._steps += 1
         self._settings = self._settings or Settings.of(optimizer)
-        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        closure = len(args) > 1 or "closure" in kwargs
+        held = [p for p in weights_of(optimizer) if p.grad is not None]
         moving = [p for p in held if bool(p.grad.any())]
         if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
             self._stale += 1
-        for p in (p for group in optimizer.param_groups for p in group["params"]):
+        for p in weights_of(optimizer):
             name = self._names.get(id(p), "")
             self._stepped[name] = max(self._stepped.get(name, 0.0), self._since.pop(name, 0.0))
         self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
@@ -327,9 +320,7 @@ class Watch:
         for name, old in self._before.items():
             self._ratios.setdefault(name, []).append(update_ratio(weights[name].detach() - old, old))
         self._before = {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                self._fresh[id(p)] = False
+        self._fresh.update(dict.fromkeys(groups_of(optimizer), False))
 
     def _check_finite(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
@@ -411,8 +402,8 @@ class Watch:
     def _check_optimizer(self) -> Report:
         """[OPTIMIZER]: the optimizer holds the parameters that get gradients, at a sensible learning rate."""
         if not self.optimizers:
-            return report_of("OPTIMIZER", "left out: no optimizer stepped", [])
-        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+            return report_of("OPTIMIZER", "left out: no optimizer stepped")
+        held = groups_of(*self.optimizers).keys()
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         missing = [name for name, p in trained.items() if id(p) not in held]
         rates = [rate for values in self._rates.values() for rate in values]
@@ -422,9 +413,7 @@ class Watch:
             for values in self._rates.values()
             if len(values) >= _FEWEST_LOSSES and values[-1] == max(values)
         ]
-        counts = Counter(
-            id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]
-        )
+        counts = Counter(map(id, weights_of(*self.optimizers)))
         shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
         shared = shared if self._given else []
         frozen = self._frozen()
@@ -467,12 +456,7 @@ class Watch:
 
     def _check_foreign(self) -> Report:
         """[OPTIMIZER]: no weights outside the model that should be trained."""
-        stepped = {
-            id(p)
-            for one in (*self._seen, *self.optimizers)
-            for group in one.param_groups
-            for p in group["params"]
-        }
+        stepped = groups_of(*self._seen, *self.optimizers)
         finding = must_be_zero(
             "weights outside the model that get a gradient but are in no optimizer",
             sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
@@ -526,7 +510,7 @@ class Watch:
     def _check_updates(self) -> Report:
         """[UPDATES]: the optimizer changes the weights, neither hardly nor beyond recognition."""
         if not self._steps:
-            return report_of("UPDATES", "no steps", [])
+            return report_of("UPDATES", "no steps")
         now = {name: self._sample(p) for name, p in self.module.named_parameters() if p.requires_grad}
         unmoved = [
             name
@@ -568,11 +552,11 @@ class Watch:
         """[COURSE]: the loss falls, and does not oscillate."""
         losses = [loss for loss in self.losses if math.isfinite(loss)]
         if len(losses) < _FEWEST_LOSSES:
-            return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses", [])
+            return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses")
         if len(self.optimizers) > 1:
-            return report_of("COURSE", "left out: networks with optimizers of their own may compete", [])
+            return report_of("COURSE", "left out: networks with optimizers of their own may compete")
         if self._tapes.moving_targets:
-            return report_of("COURSE", "left out: the targets depend on a network that changes", [])
+            return report_of("COURSE", "left out: the targets depend on a network that changes")
         # Weights that have hardly moved cannot have learned yet.
         moved = max((sum(values) for values in self._ratios.values()), default=math.inf)
         part = max(3, int(_PART * len(losses)))
