@@ -277,9 +277,7 @@ def _basis(steering: Tensor, result: Tensor) -> Any:
     return {"Q Q^H": (result @ result.mH, steering @ torch.linalg.pinv(steering, rtol=1e-4))}
 
 
-@_of("nn.losses:subspace_leakage")
-def _leakage(covariance: Tensor, basis: Tensor) -> Tensor:
-    return _outside(covariance, basis @ basis.mH)
+_of("nn.losses:subspace_leakage")(lambda covariance, basis: _outside(covariance, basis @ basis.mH))
 
 
 def _outside(R: Tensor, projector: Tensor) -> Tensor:
@@ -660,9 +658,7 @@ def _whitened(scenes: Any, packed: Tensor) -> Any:
     return (y.mH @ solved).flatten(1, 2), inner.real + inner.imag
 
 
-@_of("nn.statistics:GridStatistics._energy")
-def _matched_energy(self: Any, rows: Tensor) -> Tensor:
-    return (rows @ _in_basis(self)).abs().square().sum(1)
+_of("nn.statistics:GridStatistics._energy")(lambda self, rows: (rows @ _in_basis(self)).abs().square().sum(1))
 
 
 @_of("nn.statistics:GridStatistics._covariance")
