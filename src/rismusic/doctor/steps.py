@@ -162,9 +162,8 @@ class StepRecord:
         found.must_be_zero(
             "weight matrices that something replaces between two steps",
             len(self._replaced),
-            "between two steps, something other than the optimizer changes "
-            f"{listed(list(self._replaced))}: weights are initialised again, loaded or overwritten, so "
-            "what was learned is lost.",
+            f"between two steps, something other than the optimizer changes {listed(list(self._replaced))}: "
+            "weights are initialised again, loaded or overwritten, so what was learned is lost.",
             "Create, initialise and load the model once, before the loop.",
         )
         lost = self._lost - self._used - set().union(*self._waiting.values())
