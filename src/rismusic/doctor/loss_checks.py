@@ -32,14 +32,8 @@ _BACK_PROJECTED = 1e-2
 _DIFFERENCE = 1e-5
 # Losses with a gradient in every scene that has a source.
 _GRADIENT_IN_EVERY_SCENE = (
-    "covariance",
-    "covariance_predicted",
-    "subspace",
-    "count",
-    "heat_map",
-    "existence",
-    "angle",
-    "log_range",
+    *("covariance", "covariance_predicted", "subspace", "count"),
+    *("heat_map", "existence", "angle", "log_range"),
 )
 
 
@@ -100,10 +94,8 @@ def _gapless(targets: Targets, like: Prediction) -> Prediction:
 def trial_losses(case: Case) -> None:
     """Every loss of a prediction without an eigengap, and of a random one with much of R_samp."""
     recording = case.recording[: min(_SCENES, len(case.recording))]
-    targets, like = (
-        Targets.of(recording, case.learner.grid),
-        case.learner.predict(recording, averaged=False),
-    )
+    targets = Targets.of(recording, case.learner.grid)
+    like = case.learner.predict(recording, averaged=False)
     total_of(case, _gapless(targets, like), targets, beta=0.0)
     total_of(case, ref.random_prediction(like, seed=1), targets, beta=0.6)
 
@@ -124,7 +116,7 @@ def check_gradients(case: Case) -> Report:
         }
         losses = total_of(case, replace(prediction, **leaves), targets)
         for name, loss in losses.terms.items():
-            gradients = _gradients(loss, leaves)
+            gradients = gradients_by(leaves, loss)
             if name in _GRADIENT_IN_EVERY_SCENE:
                 zero = torch.stack([g.abs().flatten(1).amax(1) for g in gradients.values()]).amax(0) == 0
                 idle[name] = max(idle[name], float(zero[targets.count.cpu() > 0].double().mean()))
@@ -143,7 +135,7 @@ def check_gradients(case: Case) -> Report:
         start = _gapless(targets, own)
         leaf = start.angle_factor.detach().requires_grad_()
         loss = total_of(case, replace(start, angle_factor=leaf), targets).terms["eigengap"]
-        slope = _gradients(loss, {"angle_factor": leaf})
+        slope = gradients_by({"angle_factor": leaf}, loss)
         findings.append(_finite_difference(case, start, targets, "eigengap", slope))
     findings += [
         at_most(
@@ -159,8 +151,8 @@ def check_gradients(case: Case) -> Report:
     return report_of("SLOPE", f"{len(losses.terms)} losses", findings)
 
 
-def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradient by each output; zeros where there is none."""
+def gradients_by(leaves: Mapping[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
+    """Gradient of a number by each tensor; zeros where there is none."""
     if not loss.requires_grad:
         return {name: torch.zeros_like(value) for name, value in leaves.items()}
     found = torch.autograd.grad(
@@ -205,7 +197,7 @@ def _finite_difference(
                 }
                 weights = {str(key): value for key, value in every_weight(case).items()}
                 loss = loss_terms(replace(prediction, **leaves), targets, 0.3, weights)[name]()
-                return _flat(_gradients(torch.as_tensor(loss), leaves))
+                return _flat(gradients_by(leaves, torch.as_tensor(loss)))
 
         cause = explanation([_flat(gradients)], [define])
     return at_most(

@@ -23,6 +23,7 @@ from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.data_checks import numbers_of_sources, scene_keys, snr_db
 from rismusic.doctor.hypotheses import explanation, given, setting, step
+from rismusic.doctor.loss_checks import gradients_by
 from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
 from rismusic.doctor.state import groups_of
 from rismusic.io import Recording
@@ -187,8 +188,7 @@ def _gradient(
     leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
     prediction = functional_call(learner.network, leaves, (recording,))
     total = learner.prediction_losses(prediction, recording, beta, weights).total
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    return gradients_by(leaves, total)
 
 
 def _mean(parts: list[Tensors], factor: float = 1.0) -> Tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,7 @@ def _probes(probes: Lines) -> list[Report]:
             if counts:
                 shown = next(one for _, one in reversed(history) if not one.fine)
             name = shown.name + (_when(bad) if counts else "")
-            findings.append(
-                Finding(
-                    name, shown.value, shown.threshold, not counts, shown.meaning, shown.advice, shown.where
-                )
-            )
+            findings.append(replace(shown, name=name, fine=not counts))
         reports.append(report_of(tag, f"{last[tag] + 1} epochs", findings))
     return reports
 

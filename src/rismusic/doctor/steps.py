@@ -114,7 +114,7 @@ class StepRecord:
         change = _joined([p.detach() - self._before[id(p)] for p in moved])
         gradient = _joined([p.grad.detach() for p in moved if p.grad is not None])
         self.adaptive |= any(
-            "exp_avg_sq" in state or "square_avg" in state for state in optimizer.state.values()
+            {"exp_avg_sq", "square_avg"} & state.keys() for state in optimizer.state.values()
         )
         if change is not None and gradient is not None and float(change.norm()) > 0 < float(gradient.norm()):
             rest, decayed = change.clone(), 0.0
@@ -124,10 +124,8 @@ class StepRecord:
                 group = groups[id(p)]
                 decay, rate = float(group.get("weight_decay") or 0.0), float(group["lr"])
                 part = -rate * decay * _real(self._before[id(p)])
-                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get(
-                    "decoupled_weight_decay", False
-                )
-                if decay and p.ndim > 1 and (decoupled or not self.adaptive):
+                apart = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+                if decay and p.ndim > 1 and (apart or not self.adaptive):
                     rest[start : start + part.numel()] -= part
                     decayed += float(part.square().sum())
                 elif decay and p.ndim > 1 and p.grad is not None:
@@ -167,17 +165,14 @@ class StepRecord:
             "Create, initialise and load the model once, before the loop.",
         )
         lost = self._lost - self._used - set().union(*self._waiting.values())
-        found.append(
-            at_most(
-                "losses whose gradient no step uses, per step",
-                0.0 if self._closure else len(lost) / max(self._steps, 1),
-                0.1,
-                "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
-                "calls of backward, so the first loss has no effect.",
-                "Call zero_grad once, before the first backward of a step.",
-            )
-            if self._emptied < max(1, len(self._ratios))
-            else at_most("losses whose gradient no step uses, per step", 0.0, 0.1, "", "")
+        judged = not self._closure and self._emptied < max(1, len(self._ratios))
+        found.at_most(
+            "losses whose gradient no step uses, per step",
+            len(lost) / max(self._steps, 1) if judged else 0.0,
+            0.1,
+            "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
+            "calls of backward, so the first loss has no effect.",
+            "Call zero_grad once, before the first backward of a step.",
         )
         if self._cosines:
             middle = _median(self._cosines)

@@ -12,6 +12,7 @@ from torch import Tensor
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.hypotheses import explanation
+from rismusic.doctor.loss_checks import gradients_by
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Findings, report_of
 from rismusic.io import Recording
@@ -155,10 +156,7 @@ def check_step(case: Case) -> Report:
     weights, beta, clip = case.spec.loss.weights, 0.1, case.spec.clip_norm
     parameters = {name: weight for name, weight in learner.weights.items() if weight.requires_grad}
     loss = torch.stack([learner.losses(one, beta, weights).total for one in recordings]).mean()
-    gradients = torch.autograd.grad(
-        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
-    )
-    expected = dict(zip(parameters, gradients, strict=True))
+    expected = gradients_by(parameters, loss)
     got: dict[str, Tensor] = {}
 
     def before_step(*_: object) -> None:
