@@ -57,12 +57,9 @@ def check_panel(case: Case) -> Report:
         findings.at_most(
             f"largest displacement of an element of {where}, over the spacing", shift, 1e-3, meaning, advice
         )
-        findings.at_most(
-            f"relative error of the wavelength of {where}",
-            abs(panel.wavelength / spec.wavelength_m - 1),
-            1e-9,
-            f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m.",
-        )
+        measured = abs(panel.wavelength / spec.wavelength_m - 1)
+        meaning = f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m."
+        findings.at_most(f"relative error of the wavelength of {where}", measured, 1e-9, meaning)
     return report_of("PANEL", f"{len(expected)} elements", findings)
 
 
@@ -148,13 +145,10 @@ def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> 
     }
     norms = float((a.norm(dim=0) - 1).abs().max())
     cause = ref.best_explanation(candidates) or ("" if norms < 1e-3 else ": its columns lack unit norm")
-    return at_most(
-        f"{name}: distance from the exact spherical wave",
-        max(candidates[ref.EXPECTED], norms),
-        5e-3,
-        f"it is not exp(j k (r - d)) with amplitudes 1 / d, elements y slowest{cause}.",
-        "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it.",
-    )
+    measured = max(candidates[ref.EXPECTED], norms)
+    meaning = f"it is not exp(j k (r - d)) with amplitudes 1 / d, elements y slowest{cause}."
+    advice = "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it."
+    return at_most(f"{name}: distance from the exact spherical wave", measured, 5e-3, meaning, advice)
 
 
 def check_labels(case: Case) -> Report:
@@ -252,12 +246,9 @@ def check_positions(case: Case) -> Report:
         0.75,
         f"the search grid does not reach all sources in {worst}: its limits are not those of the scenes.",
     )
-    findings.at_most(
-        "share of the true sources on a point of the search grid",
-        float((torch.stack(off) < _ON_GRID).all(0).double().mean()),
-        0.01,
-        "true positions are drawn on the grid that is searched. Errors then look like 0.",
-    )
+    measured = float((torch.stack(off) < _ON_GRID).all(0).double().mean())
+    meaning = "true positions are drawn on the grid that is searched. Errors then look like 0."
+    findings.at_most("share of the true sources on a point of the search grid", measured, 0.01, meaning)
     meaning = "positions repeat: scenes or sources are drawn again, or from a grid."
     findings.at_least("share of distinct labels", len(azimuth.unique()) / len(azimuth), 0.9, meaning)
     return report_of("POSITIONS", f"{len(azimuth)} sources", findings)
@@ -529,12 +520,9 @@ def _symbol_findings(case: Case) -> list[Finding]:
             "the symbols of the sources in a scene are coherent: they share their random numbers.",
         )
     if numbers >= 256:
-        findings.at_most(
-            "correlation of noise and symbols",
-            float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30)),
-            _ERRORS / math.sqrt(numbers),
-            "the noise is correlated with the symbols: both are made of the same random numbers.",
-        )
+        measured = float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30))
+        meaning = "the noise is correlated with the symbols: both are made of the same random numbers."
+        findings.at_most("correlation of noise and symbols", measured, _ERRORS / math.sqrt(numbers), meaning)
     return findings
 
 

@@ -74,15 +74,10 @@ class LayerRecord:
         if len(sizes) < 4:
             return []
         first, last = next(iter(sizes)), max(sizes, key=sizes.__getitem__)
-        return [
-            at_most(
-                f"activations at {last} over those at {first}",
-                sizes[last] / sizes[first],
-                _GROWTH,
-                "the initial weights are too large: the activations grow from layer to layer.",
-                "Use the default initialisation (standard deviation 1 / sqrt(inputs)), or normalisation.",
-            )
-        ]
+        measured = sizes[last] / sizes[first]
+        meaning = "the initial weights are too large: the activations grow from layer to layer."
+        advice = "Use the default initialisation (standard deviation 1 / sqrt(inputs)), or normalisation."
+        return [at_most(f"activations at {last} over those at {first}", measured, _GROWTH, meaning, advice)]
 
     def input_findings(self) -> list[Finding]:
         """Findings of the size of the input and of its features."""
@@ -216,13 +211,10 @@ def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: li
         f"the gradient vanishes on its way to the first layers ({listed([early])}).",
         "Use ReLU or GELU in place of sigmoid or tanh, normalisation, skip connections, or larger weights.",
     )
-    found.at_most(
-        f"gradient of {largest} over that of {last}",
-        sizes[largest] / sizes[last],
-        1 / _VANISHING,
-        "the gradient explodes on its way to the first layers.",
-        "Use smaller initial weights, normalisation, or skip connections.",
-    )
+    measured = sizes[largest] / sizes[last]
+    meaning = "the gradient explodes on its way to the first layers."
+    advice = "Use smaller initial weights, normalisation, or skip connections."
+    found.at_most(f"gradient of {largest} over that of {last}", measured, 1 / _VANISHING, meaning, advice)
     return found
 
 

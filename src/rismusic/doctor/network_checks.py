@@ -265,12 +265,8 @@ def check_constant_output(case: Case) -> Report:
     moved = (base.angle_factor - swapped.angle_factor).abs().flatten(1).amax(1)
     moved = moved / base.angle_factor.abs().flatten(1).amax(1).clamp_min(1e-9)
     findings = Findings()
-    findings.at_least(
-        "variety of R_pred over the scenes, 0 to 1",
-        variety(base.covariance),
-        0.1,
-        "the network predicts the same for every scene, such as free factors or the mean.",
-    )
+    meaning = "the network predicts the same for every scene, such as free factors or the mean."
+    findings.at_least("variety of R_pred over the scenes, 0 to 1", variety(base.covariance), 0.1, meaning)
     findings.at_least(
         "relative change of the factors with the snapshots of another scene",
         float(moved.median()),

@@ -678,12 +678,9 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
         1e-5 if learner.precision is None else 5e-2,
         f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
     )
-    found.at_least(
-        "change of the validation loss from epoch to epoch",
-        abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf,
-        1e-7,
-        "the validation loss is constant: it uses stale weights, or a network that is not trained.",
-    )
+    measured = abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf
+    meaning = "the validation loss is constant: it uses stale weights, or a network that is not trained."
+    found.at_least("change of the validation loss from epoch to epoch", measured, 1e-7, meaning)
     return found
 
 

@@ -574,13 +574,10 @@ class Watch:
             "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
             "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
         )
-        findings.at_most(
-            "course of the loss: 1 if it does not fall at all",
-            float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED),
-            0.0,
-            "the loss does not fall.",
-            "See the other findings first; then try learning rates ten times lower and higher.",
-        )
+        measured = float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED)
+        meaning = "the loss does not fall."
+        advice = "See the other findings first; then try learning rates ten times lower and higher."
+        findings.at_most("course of the loss: 1 if it does not fall at all", measured, 0.0, meaning, advice)
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
 
 
