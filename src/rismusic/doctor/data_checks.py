@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -19,7 +19,6 @@ from rismusic.doctor.case import Case
 from rismusic.doctor.report import Findings, report_of
 from rismusic.estimation.grid import to_cosines
 from rismusic.io import Recording
-from rismusic.nn.data import TrainingScenes
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.sources import Sources
@@ -212,10 +211,8 @@ def check_positions(case: Case) -> Report:
     scene = case.spec.system.scene
     azimuth, elevation, distance = _labels(case.recordings)
     findings = Findings()
-    middle, half_range = (
-        (scene.range_max_m + scene.range_min_m) / 2,
-        (scene.range_max_m - scene.range_min_m) / 2,
-    )
+    middle = (scene.range_max_m + scene.range_min_m) / 2
+    half_range = (scene.range_max_m - scene.range_min_m) / 2
     coordinates = (
         ("azimuth", azimuth, math.radians(scene.azimuth_max_deg)),
         ("elevation", elevation, math.radians(scene.elevation_max_deg)),
@@ -296,11 +293,8 @@ def check_link(case: Case) -> Report:
 def check_draws(case: Case) -> Report:
     """[DRAWS]: numbers of sources, and independence of positions, symbols and noise."""
     spec = case.spec.system
-    findings = Findings()
-    findings += _alone_findings(case)
-    findings += _number_findings(case)
-    findings += _position_findings(case.recordings)
-    findings += _level_findings(case)
+    findings = Findings([*_alone_findings(case), *_number_findings(case)])
+    findings += [*_position_findings(case.recordings), *_level_findings(case)]
     if spec.scene.symbols in ("gaussian", "qpsk"):
         findings += _symbol_findings(case)
     planned = [
@@ -529,17 +523,19 @@ def _symbol_findings(case: Case) -> list[Finding]:
 def check_splits(case: Case) -> Report:
     """[LEAK]: do training, validation or epochs share scenes, and does a batch stay the same?"""
     scenes = case.scenes_with_noise
-    training = _scene_keys(chain.from_iterable(_first_batches(scenes)))
+    steps = math.ceil(_COMPARED / (scenes.spec.batch * scenes.spec.accumulation))
+    first = (scenes.step(0, step) for step in range(min(scenes.spec.steps_per_epoch, steps)))
+    training = _scene_keys(chain.from_iterable(first))
     validation = _scene_keys(case.trainer.scenes.validation())
     findings = Findings()
     # With fresh = false, validation uses the training scenes on purpose.
     if case.spec.fresh:
         meaning = "the validation set contains training scenes (a leak): overlapping seeds or splits?"
         findings.must_be_zero("scenes shared by training and validation", len(training & validation), meaning)
-    first, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
+    one, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
     findings.must_be_zero(
         "change of a batch that is requested twice",
-        float((first.snapshots - again.snapshots).abs().max()),
+        float((one.snapshots - again.snapshots).abs().max()),
         "repeating a step gives other scenes. Such a training cannot be resumed.",
     )
     text = f"{len(training)} training scenes, {len(validation)} validation scenes"
@@ -554,13 +550,6 @@ def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
         for name in ("azimuth", "elevation", "range")
     )
     return azimuth, elevation, distance
-
-
-def _first_batches(scenes: TrainingScenes) -> Iterator[Iterator[Recording]]:
-    """The first batches of the first epoch."""
-    per_step = scenes.spec.batch * scenes.spec.accumulation
-    for step in range(min(scenes.spec.steps_per_epoch, math.ceil(_COMPARED / per_step))):
-        yield scenes.step(0, step)
 
 
 def scene_keys(recording: Recording) -> list[bytes]:
