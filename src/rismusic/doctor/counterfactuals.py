@@ -52,16 +52,11 @@ class Settings:
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer) -> Settings:
         """The settings of an optimizer before its first step."""
-        return cls(
-            type(optimizer),
-            tuple(
-                (
-                    tuple(id(p) for p in group["params"]),
-                    {name: copy.copy(value) for name, value in group.items() if name != "params"},
-                )
-                for group in optimizer.param_groups
-            ),
-        )
+        groups = []
+        for group in optimizer.param_groups:
+            options = {name: copy.copy(value) for name, value in group.items() if name != "params"}
+            groups.append((tuple(id(p) for p in group["params"]), options))
+        return cls(type(optimizer), tuple(groups))
 
     def scheduled(self, rates: Sequence[Sequence[float]], clip: float) -> Settings:
         """With the learning rates of the groups in each step, and the largest norm of a gradient."""
@@ -137,9 +132,8 @@ class Counterfactuals:
 
         def gain(other: tuple[float, float]) -> float:
             """Lower loss of what was learned from and of the rest, over what is learned."""
-            gains = (
-                (a - b) / max(abs(start - b), 1e-12) for start, a, b in zip(first, own, other, strict=True)
-            )
+            triples = zip(first, own, other, strict=True)
+            gains = ((a - b) / max(abs(start - b), 1e-12) for start, a, b in triples)
             # One far below zero has no bound, such as rewards of actions that are not drawn again.
             learns = all(a > b > a - _DEEP * abs(a) for a, b in zip(first, other, strict=True))
             return min(gains) if learns else -math.inf

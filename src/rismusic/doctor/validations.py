@@ -5,6 +5,7 @@ Do their inputs and those of the training come from one distribution? If not, wh
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ _PRODUCTS = names("mul __mul__ __rmul__ logical_and __and__ __rand__ bitwise_and
 _LOSSES = names(
     "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
     "mse_loss nll_loss smooth_l1_loss"
+)
+# Those whose outputs, as labels or numbers, may agree with the data.
+_AGREEING = names(
+    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy nll_loss l1_loss mse_loss"
 )
 
 
@@ -109,10 +114,10 @@ def _other_orders(value: Tensor) -> Iterator[tuple[str, Tensor]]:
         if n % rows == 0:
             grid = value.unflatten(0, (rows, -1)).transpose(0, 1)
             yield f"with the axes of a grid of {rows} x {n // rows} exchanged", grid.flatten(0, 1)
-    yield (
-        "of opposite sign" if value.is_floating_point() else "shifted by one class",
-        (-value if value.is_floating_point() else value + 1),
-    )
+    if value.is_floating_point():
+        yield "of opposite sign", -value
+    else:
+        yield "shifted by one class", value + 1
 
 
 class Validations:
@@ -164,18 +169,10 @@ class Validations:
         one, other = (args[0], args[1]) if len(args) > 1 else (None, None)
         if not isinstance(one, Tensor) or not isinstance(other, Tensor) or other.requires_grad:
             return
-        if name not in _LOSSES:
-            return
-        if name.startswith("binary_cross_entropy") and one.shape == other.shape and one.numel() > 1:
-            self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
         if name in ("cross_entropy", "nll_loss") and one.ndim == other.ndim + 1:
             one = one.detach().argmax(1)
-        if (
-            name in ("cross_entropy", "nll_loss", "l1_loss", "mse_loss")
-            and one.shape == other.shape
-            and one.numel() > 1
-        ):
-            self._trained = [*self._trained[-9:], _agreement(one.detach(), other)]
+        if name in _AGREEING and one.shape == other.shape and one.numel() > 1:
+            self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
 
     def enter(self, value: Any) -> None:
         """Note the input of the first layer with weights, which the network may have scaled itself."""
@@ -284,9 +281,8 @@ class Validations:
             if made is not None and not outputs.is_floating_point() and made.ndim > outputs.ndim:
                 made = made.argmax(-1 if made.shape[:-1] == data.shape else 1)
             if made is not None and made.numel() == data.numel():
-                found.append(
-                    (_agreement(made.detach().cpu().reshape(data.shape), data), f"if its inputs are {words}")
-                )
+                made = made.detach().cpu().reshape(data.shape)
+                found.append((_agreement(made, data), f"if its inputs are {words}"))
         return max(found)[::-1] if found else None
 
     def findings(self, *, holds: bool, varied: bool) -> list[Finding]:
@@ -301,10 +297,8 @@ class Validations:
             orders = shift_findings(self._samples, _first(shown.given), varied=varied) + orders
         if not judged or judged[-1].tokens or not self._inputs:
             return orders
-        (mean, spread), (other, width) = (
-            (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
-            for one in (self._inputs, [(one.mean, one.spread) for one in judged])
-        )
+        scales = self._inputs, [(one.mean, one.spread) for one in judged]
+        (mean, spread), (other, width) = ([sum(n) / len(n) for n in zip(*s, strict=True)] for s in scales)
         size = max(spread, 1e-12)
         found = Findings()
         found.at_most(
@@ -379,17 +373,12 @@ def _features(value: Tensor, other: Tensor) -> dict[str, Tensor]:
     if flat.shape[1] < 8:
         return found
     size = flat.square().mean(1).sqrt()
-    found |= {
-        "the size of a sample": size,
-        "its mean": flat.mean(1),
-        "its share of zeros": (flat == 0).double().mean(1),
-    }
+    found |= {"the size of a sample": size, "its mean": flat.mean(1)}
+    found["its share of zeros"] = (flat == 0).double().mean(1)
     for axis in range(1, value.ndim):
         if value.shape[axis] >= 6:
-            near = (
-                value.narrow(axis, 1, value.shape[axis] - 1)
-                * value.narrow(axis, 0, value.shape[axis] - 1).conj()
-            )
+            rest = value.shape[axis] - 1
+            near = value.narrow(axis, 1, rest) * value.narrow(axis, 0, rest).conj()
             near = near.flatten(1).mean(1) / size.square().clamp_min(1e-30)
             found[f"its correlation of neighbours along axis {axis}"] = near.real.double()
             if value.is_complex():
@@ -414,10 +403,8 @@ def other_inputs(value: Tensor) -> Iterator[tuple[str, Tensor]]:
             for step in (2, 3, 4):
                 thin = value.index_select(axis, torch.arange(0, size, step, device=value.device))
                 rest = [size - thin.shape[axis] if k == axis else n for k, n in enumerate(value.shape)]
-                yield (
-                    f"taken at every {step}. place along axis {axis}",
-                    torch.cat((thin, thin.new_zeros(rest)), axis),
-                )
+                whole = torch.cat((thin, thin.new_zeros(rest)), axis)
+                yield f"taken at every {step}. place along axis {axis}", whole
             for by in (1, -1):
                 yield f"shifted by {by} along axis {axis}", value.roll(by, axis)
         if 2 <= size <= 4 and value.is_floating_point():
@@ -435,13 +422,9 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: b
 
     Those of a ``varied`` training may be augmented, so that only a shift with a cause counts.
     """
-    alike = [
-        one for one in batches if other is not None and one.ndim == other.ndim and one.dtype == other.dtype
-    ]
-    if other is None or not alike:
-        return []
-    same = [one for one in alike if one.shape[1:] == other.shape[1:]]
-    if not same:
+    same = [one for one in batches if other is not None and one.dtype == other.dtype]
+    same = [one for one in same if other is not None and one.shape[1:] == other.shape[1:]]
+    if other is None or not same:
         return []
     own = torch.cat(same)
     own = own[_first_places(row_codes(own))][:_MANY]
@@ -453,17 +436,15 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: b
     distance, text = shift(own, new)
     cause, noise = "", 1.5 * math.sqrt(1 / len(own) + 1 / len(new))
     if distance > _DISTANCE:
-        for words, made in other_inputs(new):
-            if shift(own, made, math.inf)[0] < min(_EXPLAINED + noise, distance / 2):
-                cause = f" They have the same distribution if those of the validation are {words}."
+        least = min(_EXPLAINED + noise, distance / 2)
+        changes = ((f"validation are {words}", own, made) for words, made in other_inputs(new))
+        others = ((f"training are {words}", made, new) for words, made in other_inputs(own))
+        for words, one, two in itertools.chain(changes, others):
+            if shift(one, two, math.inf)[0] < least:
+                cause = f" They have the same distribution if those of the {words}."
                 break
         else:
-            for words, made in other_inputs(own):
-                if shift(made, new, math.inf)[0] < min(_EXPLAINED + noise, distance / 2):
-                    cause = f" They have the same distribution if those of the training are {words}."
-                    break
-            else:
-                cause, distance = _covered(own, new), 0.0 if varied else distance
+            cause, distance = _covered(own, new), 0.0 if varied else distance
     return [
         at_most(
             "distance of the distributions of the inputs in training and validation, 0 to 1",
