@@ -24,7 +24,7 @@ from rismusic.nn.monitors import Finding, at_most
 # Loss at the start over that of equal probabilities, from which the logits are far too large.
 _FIRST_LOSS = 4.0
 # Nodes of the graph that only change the shape.
-_SHAPES = ("View", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Permute", "Select", "Slice", "Clone", "T")
+_SHAPES = names("View UnsafeView Squeeze Unsqueeze Reshape Transpose Permute Select Slice Clone T")
 # Lines that cut the gradient, of which a few are shown.
 _MOST_LINES = 8
 _ROUNDING = names("round sign floor ceil trunc argmax argmin heaviside topk searchsorted")
@@ -52,22 +52,22 @@ class CallRecorder(TorchFunctionMode):
         self._found: dict[str, Finding] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, tape = getattr(func, "__name__", ""), self.tape
+        name, tape, kwargs = getattr(func, "__name__", ""), self.tape, kwargs or {}
         if tape is None or not tape.active or name in _PLAIN:
             if tape is not None and tape.active and name in ("item", "tolist", "numpy") and args:
                 tape.touch(args[0])
-            result = func(*args, **(kwargs or {}))
+            result = func(*args, **kwargs)
         else:
             with torch._C.DisableTorchFunction():
-                found = tape.before(name, args, kwargs or {})
-                state = torch.get_rng_state() if tape.draws(name, args, kwargs or {}) else None
-            result = func(*args, **(kwargs or {}))
+                found = tape.before(name, args, kwargs)
+                state = torch.get_rng_state() if tape.draws(name, args, kwargs) else None
+            result = func(*args, **kwargs)
             with torch._C.DisableTorchFunction():
-                tape.after(func, name, args, kwargs or {}, result, found, state)
+                tape.after(func, name, args, kwargs, result, found, state)
         with torch._C.DisableTorchFunction():
             check = _CHECKS.get(name)
             if check is not None:
-                for one in check(args, kwargs or {}, result):
+                for one in check(args, kwargs, result):
                     # Later losses of a training are not those of an untrained network.
                     late = name in self._seen and one.name.startswith("first")
                     if not (one.fine or late or one.name in self._found):
@@ -101,10 +101,9 @@ def made_by(value: object) -> str:
     node = value.grad_fn
     while node is not None:
         name = type(node).__name__.removesuffix("0").removesuffix("Backward").lstrip("_")
-        if name in _SHAPES or name == "UnsafeView":
-            node = node.next_functions[0][0] if node.next_functions else None
-            continue
-        return name
+        if name not in _SHAPES:
+            return name
+        node = node.next_functions[0][0] if node.next_functions else None
     return ""
 
 

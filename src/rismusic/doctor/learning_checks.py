@@ -17,7 +17,7 @@ from rismusic.doctor.counterfactuals import Counterfactuals, Settings
 from rismusic.doctor.report import Findings, listed, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
-from rismusic.doctor.tape_checks import Samples, attempted, chosen_samples, size_of
+from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
 from rismusic.nn.monitors import Finding, Report, at_least
 
 # Fewest steps after which a network should know more than a constant.
@@ -77,9 +77,10 @@ class LearningChecks:
         early = term_gradients(Replay(first, {k: self.initial[k] for k in first.weights}), terms_of(first))
         late = term_gradients(Replay(last), terms)
         idle = [term.name for term, norms in zip(terms, late, strict=True) if not any(norms.values())]
+        made = {key for call in last.calls if not call.pure for key in (*call.outs, *call.mutated)}
         found.must_be_zero(
             "terms of the loss without a gradient",
-            len(idle) if _made(last, [term.key for term in terms]) else 0,
+            len(idle) if all(term.key in made or term.key in last.weights for term in terms) else 0,
             f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
             "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
         )
@@ -95,9 +96,8 @@ class LearningChecks:
                 continue
             keys = [terms_of(tape)[k].key for tape in tapes]
             constant = sum(constant_losses([Batch(tape, {}) for tape in tapes], keys)) / len(tapes)
-            own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(
-                tapes
-            )
+            values = [float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)]
+            own = sum(values) / len(tapes)
             if constant <= 1e-3 * abs(own):
                 # A term that is lowest for a constant output, such as the pull of a contrastive loss.
                 continue
@@ -152,26 +152,17 @@ class LearningChecks:
         def wrong(meaning: str, advice: str = "") -> list[Finding]:
             return [at_least(name, gain, _GAIN, meaning, advice)]
 
-        text = (
-            f"after {self.steps} steps the outputs are no better than one constant output (loss {level:.3g})"
-        )
+        text = f"after {self.steps} steps the outputs are no better than one constant output"
+        text += f" (loss {level:.3g})"
         if not tapes[-1].targets:
             if _bypassed(tapes[-1]):
                 raise LeftOutError("the loss compares with no data outside the network, but maybe within it")
-            return [
-                at_least(
-                    name,
-                    gain if gain < 0 else max(gain, _GAIN),
-                    0.0,
-                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend "
-                    "on the input. The targets are missing from it.",
-                )
-            ]
+            text += ": the loss compares outputs with no data, and is lowest where they do not depend on the"
+            text += " input. The targets are missing from it."
+            return [at_least(name, gain if gain < 0 else max(gain, _GAIN), 0.0, text)]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = Findings()
-            found += wrong("")
-            found += self._generalises(tapes)
+            found = Findings([*wrong(""), *self._generalises(tapes)])
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
                 found.at_most(
@@ -204,9 +195,8 @@ class LearningChecks:
         if held >= max(5 * _GAIN, 3 * gain):
             if start - end > 0.1 * (start - best.held) or not math.isfinite(start):
                 raise LeftOutError("too few steps to judge")
-            at_fault = (
-                "the learning rate, the optimizer or the order of the calls is at fault, not the network"
-            )
+            at_fault = "the learning rate, the optimizer or the order of the calls is at fault"
+            at_fault += ", not the network"
             if abs(start - end) < _GAIN * (start - best.held):
                 at_fault = "the learning rate is too low, or the steps are lost"
             elif end > start + 0.5 * scale:
@@ -222,9 +212,8 @@ class LearningChecks:
         if self.steps < 1.5 * _FEWEST_STEPS or best.falling > _GAIN:
             raise LeftOutError("too few steps to judge")
         if level <= best.learned:
-            text += (
-                "; the loss is lowest for such an output, since nothing in it keeps samples apart (collapse)"
-            )
+            text += "; the loss is lowest for such an output, since nothing in it keeps samples apart"
+            text += " (collapse)"
         return wrong(
             f"{text}, and the same network does not learn with other optimizers either: the path from "
             "input to loss is broken, or the targets have nothing to do with the inputs.",
@@ -261,12 +250,10 @@ class LearningChecks:
         held = max(1, len(batches) // 4)
         weights = {k: self.initial.get(k, v.detach()) for k, v in batches[0].tape.weights.items()}
         start = time.process_time()
-        train_anew(batches, weights, held, 1e-3, 4, list(self.own))
+        train_anew(batches, weights, held, 1e-3, 4, self.own)
         each = (time.process_time() - start) / 8
         steps = max(20, min(steps, int(_SECONDS / 3 / max(each, 1e-6))))
-        found = [
-            train_anew(batches, weights, held, rate, steps, list(self.own)) for rate in (1e-3, 3e-3, 2e-2)
-        ]
+        found = [train_anew(batches, weights, held, rate, steps, self.own) for rate in (1e-3, 3e-3, 2e-2)]
         best = min(found, key=lambda one: one.held)
         best.learned = min(one.learned for one in found)
         best.falling = max(one.falling for one in found)
@@ -290,13 +277,10 @@ def terms_of(tape: Tape) -> list[Term]:
     def split(key: int, depth: int = 0) -> None:
         call = maker.get(key)
         if call is not None and not call.pure and depth < 40 and not call.inside:
-            dependent = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
-            if call.name in _SUMS and len(dependent) > 1:
-                for one in dependent:
-                    split(one, depth + 1)
-                return
-            if call.name == "stack" or (call.name in (_SUMS | _LINEAR) and len(dependent) == 1):
-                for one in dependent:
+            parts = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
+            kept = call.name in (_SUMS | _LINEAR) and len(parts) == 1
+            if kept or call.name == "stack" or (call.name in _SUMS and len(parts) > 1):
+                for one in parts:
                     split(one, depth + 1)
                 return
         found.append(key)
@@ -329,9 +313,8 @@ def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, floa
             found.append({})
             continue
         (factor,) = torch.autograd.grad(loss, [value], retain_graph=True, allow_unused=True)
-        parts = torch.autograd.grad(
-            [value], list(weights.values()), [factor], retain_graph=True, allow_unused=True
-        )
+        by = list(weights.values())
+        parts = torch.autograd.grad([value], by, [factor], retain_graph=True, allow_unused=True)
         found.append({k: 0.0 if g is None else float(g.norm()) for k, g in zip(weights, parts, strict=True)})
     return found
 
@@ -351,17 +334,6 @@ def outputs_below(tape: Tape) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def pooled(tapes: Sequence[Tape], samples: Samples) -> dict[int, Tensor]:
-    """The data of all tapes of one kind together, by key of the last one, along the samples."""
-    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
-    pools: dict[int, Tensor] = {}
-    for place, key in enumerate(tapes[-1].roots):
-        if key in samples.axes:
-            parts = [list(tape.roots.values())[place].value for tape in alike]
-            pools[key] = torch.cat(parts, samples.axes[key])
-    return pools
-
-
 def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """Batches of distinct rows, from tapes of one kind, and share and number of the rows that are distinct.
 
@@ -369,7 +341,12 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """
     template = tapes[-1]
     samples = chosen_samples(template)
-    pools = pooled(tapes, samples)
+    # The data of all tapes together, by key of the last one, along the samples.
+    alike = [list(tape.roots.values()) for tape in tapes if chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(template.roots):
+        if key in samples.axes:
+            pools[key] = torch.cat([roots[place].value for roots in alike], samples.axes[key])
     own = [key for key in template.inputs if key in pools] or [samples.primary]
     codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
     first: dict[tuple[float, ...], int] = {}
@@ -387,9 +364,8 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
         ]
     for index in parts:
         if len(index) == samples.number:
-            roots = {
-                k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
-            }
+            rows = {k: index.to(pool.device) for k, pool in pools.items()}
+            roots = {k: pool.index_select(samples.axes[k], rows[k]) for k, pool in pools.items()}
             batches.append(Batch(template, roots))
     return batches, len(kept) / len(codes), len(kept)
 
@@ -415,10 +391,8 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
         optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
 
         def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
-            given = {
-                key: c.expand(replays[k].base[key].shape).clone()
-                for key, c in zip(keys[k], values, strict=True)
-            }
+            shapes = {key: replays[k].base[key].shape for key in keys[k]}
+            given = {key: c.expand(shapes[key]).clone() for key, c in zip(keys[k], values, strict=True)}
             return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
 
         for step in range(120):
@@ -473,23 +447,18 @@ class Trained:
 
 
 def train_anew(
-    batches: Sequence[Batch],
-    weights: Mapping[int, Tensor],
-    held: int,
-    rate: float,
-    steps: int,
-    trained: Sequence[int],
+    batches: Sequence[Batch], weights: Mapping[int, Tensor], held: int, rate: float, steps: int, own: set[int]
 ) -> Trained:
     """Train some weights on all batches of one kind but the last ones, with Adam."""
     replays = [batch.replay(weights).keeping(()) for batch in batches]
-    own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
-    optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
+    trained = {k: v.clone().requires_grad_(k in own) for k, v in replays[0].weights.items()}
+    optimizer = torch.optim.Adam([v for v in trained.values() if v.requires_grad], lr=rate)
     count = len(batches) - held
     best = Trained(rate, math.inf, math.inf)
 
     def loss_of(k: int) -> Tensor:
         replays[k].forget_statistics()
-        return replays[k].run(weights=own)[batches[k].tape.loss]
+        return replays[k].run(weights=trained)[batches[k].tape.loss]
 
     def mean(which: range) -> float:
         with torch.no_grad():
@@ -519,12 +488,6 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "out): there are too few data, or inputs and targets do not belong together (labels shuffled, "
         "shifted, or of other rows).",
     )
-
-
-def _made(tape: Tape, keys: Sequence[int]) -> bool:
-    """Whether all of some tensors are made from weights."""
-    made = {key for call in tape.calls if not call.pure for key in (*call.outs, *call.mutated)}
-    return all(key in made or key in tape.weights for key in keys)
 
 
 def _ratio(norms: Sequence[dict[int, float]], k: int, j: int) -> float:

@@ -277,9 +277,8 @@ class TapeRecorder:
         """The tensors of a call with their versions, before it is made."""
         tensors = tensors_in(list(args)) + tensors_in(kwargs)
         found = [(one, one._version) for one in tensors if not one.is_inference()]
-        changes = (
-            (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name[:3] == "__i"
-        )
+        in_place = name.endswith("_") and not name.endswith("__")
+        changes = in_place or name == "__setitem__" or name[:3] == "__i"
         if changes and tensors and not self.depends(tensors[0]) and any(map(self.depends, tensors[1:])):
             self._before.setdefault(id(tensors[0]), tensors[0].detach().clone())
         return found
@@ -326,14 +325,18 @@ class TapeRecorder:
             # The detached state of an earlier step is data of this one.
             earlier = any(one.requires_grad for one, _ in found)
             if kept and not mutated and not earlier and all(self._known(one) for one, _ in found):
-                self._record(func, name, args, kwargs, outs, mutated, None, pure=True)
+                self._record(func, (args, kwargs), outs, mutated, None, pure=True)
                 return
             self._touched.update(id(one) for one, _ in found)
             for one in mutated:
                 base = one._base
                 # An environment in which the network acts is not the data.
-                if base is not None and base.numel() > one.numel() and name in _ALTERING and not decided:
-                    self._note_altered(base, name)
+                if base is None or base.numel() <= one.numel() or name not in _ALTERING or decided:
+                    continue
+                old = self._altered.get(id(base))
+                steps = 0 if old is None or old[0]() is not base else old[1]
+                if id(base) not in self._fixed and (old is None or not steps or old[2] != self._window):
+                    self._altered[id(base)] = (weakref.ref(base), steps + 1, self._window, name)
             self.varied |= name in _NUMBERS and not self._depth and torch.is_grad_enabled()
             kind = "noise" if name in _RANDOM else "constant" if name in _CONSTANT else "data"
             base = args[0] if name in ("__getitem__", "index_select") and args else None
@@ -352,21 +355,18 @@ class TapeRecorder:
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
         for one, _ in found:
-            grown = (
-                one.requires_grad and one.grad_fn is not None and not any(one is other for other in mutated)
-            )
-            if grown and id(one) not in self._tainted and name not in ("backward", "__get__"):
+            grown = one.grad_fn is not None and not any(one is other for other in mutated)
+            if (
+                grown
+                and one.requires_grad
+                and id(one) not in self._tainted
+                and name not in ("backward", "__get__")
+            ):
                 self.problem = "a part of the loss is made by calls that torch does not show"
-        self._record(func, name, args, kwargs, outs, mutated, state, pure=False)
+        self._record(func, (args, kwargs), outs, mutated, state, pure=False)
         self._tainted.update(map(id, (*outs, *mutated)))
         if len(self.calls) > _MOST_CALLS:
             self._give_up(f"more than {_MOST_CALLS} calls in a step")
-
-    def _note_altered(self, base: Tensor, name: str) -> None:
-        old = self._altered.get(id(base))
-        steps = 0 if old is None or old[0]() is not base else old[1]
-        if id(base) not in self._fixed and (old is None or not steps or old[2] != self._window):
-            self._altered[id(base)] = (weakref.ref(base), steps + 1, self._window, name)
 
     @property
     def altered(self) -> set[str]:
@@ -380,16 +380,7 @@ class TapeRecorder:
         return True
 
     def _record(
-        self,
-        func: Any,
-        name: str,
-        args: Any,
-        kwargs: Any,
-        outs: Sequence[Tensor],
-        mutated: Any,
-        state: Any,
-        *,
-        pure: bool,
+        self, func: Any, given: tuple[Any, Any], outs: list[Tensor], mutated: Any, state: Any, *, pure: bool
     ) -> None:
         def reference(value: Tensor) -> Ref:
             self._known(value)
@@ -398,13 +389,9 @@ class TapeRecorder:
         kind = outs[0].device.type if outs else "cpu"
         cast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         keys = tuple(map(id, outs)), tuple(map(id, mutated))
-        call = (_mapped(args, reference), _mapped(kwargs, reference))
-        self.calls.append(
-            Call(
-                *(name, func, *call, *keys, torch.is_grad_enabled(), self._depth > 0, state, cast, pure),
-                calling_line(),
-            )
-        )
+        args, kwargs = (_mapped(one, reference) for one in given)
+        how = (torch.is_grad_enabled(), self._depth > 0, state, cast, pure, calling_line())
+        self.calls.append(Call(getattr(func, "__name__", ""), func, args, kwargs, *keys, *how))
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""
@@ -456,9 +443,8 @@ class TapeRecorder:
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
         used = sum(self._sizes.get(key, 0) for key in made)
-        used += sum(root.value.nbytes for root in roots.values()) + 2 * sum(
-            w.nbytes for w in weights.values()
-        )
+        used += sum(root.value.nbytes for root in roots.values())
+        used += 2 * sum(weight.nbytes for weight in weights.values())
         self.step_bytes = max(self.step_bytes, used)
         return Tape(calls, roots, weights, id(loss), float(loss.detach()), outputs)
 
@@ -626,9 +612,9 @@ class Replay:
         """
         given = given or {}
         env: dict[int, Tensor] = {**self.roots, **(roots or {}), **self.weights, **(weights or {})}
-        calls = (
-            _needed(self.tape.calls, ends or [self.tape.loss], given) if ends or given else self.tape.calls
-        )
+        calls = self.tape.calls
+        if ends or given:
+            calls = _needed(calls, ends or [self.tape.loss], given)
         changed = {key for call in calls for key in call.mutated}
         env = {key: value.clone() if key in changed else value for key, value in env.items()}
         env.update(given)
