@@ -146,10 +146,8 @@ def check_backward(case: Case) -> Report:
 
     def values(at: dict[str, Tensor]) -> dict[str, float]:
         one = outputs(at)
-        B = steering(own.grid.panel, *at_angles, 1 / one.inverse_range) * one.range_factor.norm(
-            dim=1, keepdim=True
-        )
-        one = replace(one, range_factor=B)
+        B = steering(own.grid.panel, *at_angles, 1 / one.inverse_range)
+        one = replace(one, range_factor=B * one.range_factor.norm(dim=1, keepdim=True))
         total = total_of(case, one, targets).total
         return {name: float(value) for name, value in {**numbers(one), "the loss": total}.items()}
 
@@ -167,10 +165,8 @@ def check_backward(case: Case) -> Report:
             way = {n: torch.randn(weights[n].shape, generator=generator, dtype=torch.float64) for n in names}
             length = math.sqrt(sum(float(w.square().sum()) for w in way.values()))
             with torch.no_grad():
-                ends = [
-                    values({**weights, **{n: weights[n] + step / length * w for n, w in way.items()}})
-                    for step in (_STEP, -_STEP)
-                ]
+                moves = ({n: step / length * w for n, w in way.items()} for step in (_STEP, -_STEP))
+                ends = [values({**weights, **{n: weights[n] + m for n, m in one.items()}}) for one in moves]
             for name, gradient in gradients.items():
                 rise = (ends[0][name] - ends[1][name]) / (2 * _STEP)
                 expected = sum(float((gradient[n] * w).sum()) for n, w in way.items()) / length
@@ -256,11 +252,8 @@ def check_constant_output(case: Case) -> Report:
     recording, learner = case.recording, case.learner
     base = learner.predict(recording, averaged=False).detach()
     noise = recording.noise_variance
-    other = replace(
-        recording,
-        snapshots=recording.snapshots.flip(0),
-        noise_variance=None if noise is None else noise.flip(0),
-    )
+    noise = None if noise is None else noise.flip(0)
+    other = replace(recording, snapshots=recording.snapshots.flip(0), noise_variance=noise)
     swapped = learner.predict(other, averaged=False).detach()
     moved = (base.angle_factor - swapped.angle_factor).abs().flatten(1).amax(1)
     moved = moved / base.angle_factor.abs().flatten(1).amax(1).clamp_min(1e-9)
@@ -281,9 +274,8 @@ def check_constant_output(case: Case) -> Report:
         spread = (flat - flat.mean(0)).abs().square().mean() / flat.abs().square().mean().clamp_min(1e-30)
         meaning = f"{field.name} is the same for every scene: a constant, or an output without an input?"
         if field.name == "count_logits":
-            meaning = (
-                "the number of sources is the same for every scene, as from MDL on a rank-deficient matrix."
-            )
+            meaning = "the number of sources is the same for every scene, as from MDL on a "
+            meaning += "rank-deficient matrix."
         findings.at_least(
             f"spread of {field.name} over the scenes, over its size", float(spread.sqrt()), 1e-4, meaning
         )

@@ -129,9 +129,8 @@ def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
     def step(recordings: Any, beta: float, weights: Mapping[TermName, float]) -> dict[str, Tensor]:
         if len(run.steps) == stop_after:
             raise _StopError
-        one = RecordedStep(
-            list(recordings), beta, dict(weights), copied(learner.weights), copied(learner.average)
-        )
+        before, average = copied(learner.weights), copied(learner.average)
+        one = RecordedStep(list(recordings), beta, dict(weights), before, average)
         run.steps.append(one)
         result = own_step(iter(one.recordings), beta, weights)
         one.after, one.average_after = copied(learner.weights), copied(learner.average)
@@ -221,7 +220,7 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     """Steps, beta, weights of the losses, learning rates and scenes of the loop, against the settings."""
     spec, total, highest = run.spec, EPOCHS * STEPS, _highest(run)
     factors = ref.planned_rate_factors(spec.schedule, total).tolist()
-    beta_off, rate_off, schedule_off = 0.0, 0.0, dict.fromkeys((ref.EXPECTED, *_TICKS), 0.0)
+    beta_off, schedule_off = 0.0, dict.fromkeys((ref.EXPECTED, *_TICKS), 0.0)
     wrong_weights: set[str] = set()
     wrong_rates: set[str] = set()
     keys: list[bytes] = []
@@ -243,6 +242,7 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     epochs = run.trainer.state.epoch
     repeated = min((one.steps for one in run.steps), default=0)
     ended = epochs < EPOCHS and len(run.steps) == epochs * STEPS
+    known = ended or repeated > 1
     meaning = (
         f"the training stops after {epochs} of {EPOCHS} epochs, which are whole, although patience = 0: "
         "the early stop, or the number of epochs."
@@ -261,9 +261,7 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
         "optimizer steps per epoch, distance from the number of batches",
         abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
         meaning,
-        where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step)
-        if ended or repeated > 1
-        else "",
+        where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step) if known else "",
     )
     findings.must_be_zero(
         "batches of the loop whose noise variance is not hidden as planned",
@@ -349,9 +347,8 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
         parts = [of(recording) for recording in one.recordings]
         expected = _mean(parts)
         size = ref.total_norm(expected)
-        logged = max(
-            logged, abs(float(one.numbers["gradient"]) / max(size, 1e-30) - 1) if one.numbers else 0.0
-        )
+        if one.numbers:
+            logged = max(logged, abs(float(one.numbers["gradient"]) / max(size, 1e-30) - 1))
         off = _distance(one.gradients, expected)
         if off <= worst:
             continue
@@ -360,28 +357,23 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
             continue
         count, old = len(parts), run.steps[number - 1].gradients if number else {}
         added = {name: value + old.get(name, 0.0) for name, value in expected.items()}
-        half = run.spec.batch // 2
+        half, first = run.spec.batch // 2, run.steps[0].recordings
         halves = [_mean([of(r[part]) for r in one.recordings]) for part in (slice(half), slice(half, None))]
         forms = {
             ": the accumulated batches are summed, not averaged": [_mean(parts, float(count))],
             ": it is divided twice by the number of accumulated batches": [_mean(parts, 1 / count)],
             ": it is reversed (the wrong sign)": [_mean(parts, -1.0)],
-            ": it is that of one of the accumulated batches, the others are left out": [
-                _mean([p]) for p in parts
-            ],
+            ": it is that of one of the accumulated batches, the others are left out": parts,
             ": it is that of a part of the batch, other scenes are left out": halves,
             ": the gradients of earlier steps are added up (zero_grad is missing)": [added] if number else [],
-            ": it is that of the first batch again, not of this one": [
-                _mean([of(recording) for recording in run.steps[0].recordings])
-            ],
+            ": it is that of the first batch again, not of this one": [_mean(list(map(of, first)))],
         }
         candidates = {
-            name: min(_distance(one.gradients, g) for g in some) for name, some in forms.items() if some
+            ": it is 0 (zero_grad after backward?)": ref.total_norm(one.gradients) / max(size, 1e-30)
         }
-        empty = ref.total_norm(one.gradients) / max(size, 1e-30)
-        cause = ref.best_explanation(
-            {ref.EXPECTED: off, ": it is 0 (zero_grad after backward?)": empty, **candidates}
-        )
+        for name, some in forms.items():
+            candidates[name] = min((_distance(one.gradients, g) for g in some), default=math.inf)
+        cause = ref.best_explanation({ref.EXPECTED: off, **candidates})
         if number and cause:
             break
     coarse = run.trainer.learner.precision is not None
@@ -411,9 +403,8 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
     way = _adapted(_unbiased(m, beta_1, number), root)
     decay = setting("the weight decay", run.spec.weight_decay if one.before[name].ndim > 1 else 0.0)
     rate = one.rates[name] if name in one.rates else _highest(run)[name]
-    return -setting("the learning rate", rate) * (
-        way + decay * given("the weight", one.before[name].double())
-    )
+    way = way + decay * given("the weight", one.before[name].double())
+    return -setting("the learning rate", rate) * way
 
 
 @step("the correction of the bias (Adam without it)")
@@ -653,25 +644,21 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     value, worst = distance(last.average, beta)
     one = torch.ones_like(sizes)
     reductions = {
-        "the mean over the batches, not over the scenes": one / len(one),
-        "the sum over the batches, not their mean": one,
-        "the sum over the scenes, not their mean": sizes,
-        "that of the first batch alone": one.cumsum(0) == 1,
-        "that of the last batch alone": one.cumsum(0) == len(one),
+        ": it is the mean over the batches, not over the scenes": one / len(one),
+        ": it is the sum over the batches, not their mean": one,
+        ": it is the sum over the scenes, not their mean": sizes,
+        ": it is that of the first batch alone": one.cumsum(0) == 1,
+        ": it is that of the last batch alone": one.cumsum(0) == len(one),
     }
     off = {
         ref.EXPECTED: value,
         ": it is that of the current weights, not of their moving average": distance(last.weights, beta)[0],
         ": it is at beta = 0 (another matrix?)": distance(last.average, 0.0)[0],
-        **{
-            f": it is {words}": distance(last.average, beta, s.double())[0] for words, s in reductions.items()
-        },
     }
+    off |= {words: distance(last.average, beta, s.double())[0] for words, s in reductions.items()}
     cause = ref.best_explanation(off) or f": another matrix, precision, or dropout (most in {worst})?"
-    found = Findings()
-    found += findings
-    found += _training_loss_findings(run, epochs)
-    found.at_most(
+    findings += _training_loss_findings(run, epochs)
+    findings.at_most(
         "relative difference of the logged validation loss from the training loss of the same scenes",
         value,
         # Training in less than float32 differs by that much.
@@ -680,17 +667,15 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     )
     measured = abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf
     meaning = "the validation loss is constant: it uses stale weights, or a network that is not trained."
-    found.at_least("change of the validation loss from epoch to epoch", measured, 1e-7, meaning)
-    return found
+    findings.at_least("change of the validation loss from epoch to epoch", measured, 1e-7, meaning)
+    return findings
 
 
 def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list[Finding]:
     """The logged training losses of each epoch, against the means over its steps."""
     steps = [{name: float(value) for name, value in one.numbers.items()} for one in run.steps]
-    off: dict[str, float] = dict.fromkeys((ref.EXPECTED, ": it is the mean since the start"), 0.0)
-    off |= dict.fromkeys(
-        (": it is that of the last step", ": it is the sum", ": it is that of another epoch"), 0.0
-    )
+    wrong = ("the mean since the start", "that of the last step", "the sum", "that of another epoch")
+    off = dict.fromkeys((ref.EXPECTED, *(f": it is {words}" for words in wrong)), 0.0)
     for line in epochs:
         first = int(line["epoch"]) * STEPS
         own, logged = steps[first : first + STEPS], line["training"]
@@ -718,11 +703,8 @@ def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list
 def check_files(case: Case) -> Report:
     """[FILES]: the written weights are those that they should be, and a resumed run ends like a whole one."""
     run = short_run(case)
-    return report_of(
-        "FILES",
-        "weights of the best and last epoch; resumption",
-        [*_weight_findings(run), *_resume_findings(case, run)],
-    )
+    findings = [*_weight_findings(run), *_resume_findings(case, run)]
+    return report_of("FILES", "weights of the best and last epoch; resumption", findings)
 
 
 def _weight_findings(run: ShortRun) -> list[Finding]:
@@ -733,19 +715,13 @@ def _weight_findings(run: ShortRun) -> list[Finding]:
     findings = Findings()
     for file, epoch, what in ((LAST, len(losses) - 1, "last"), (BEST, best, "best")):
         stored = load_file(run.trainer.run.folder / file)
-        candidates = {
-            ref.EXPECTED: _distance(stored, epochs[epoch].average),
-            ": it has the current weights, not their moving average": _distance(
-                stored, epochs[epoch].weights
-            ),
-        }
-        for other, one in enumerate(epochs):
-            if other != epoch:
-                candidates[f": it has those of epoch {other}, but epoch {epoch} is the {what} one"] = (
-                    _distance(stored, one.average)
-                )
         if file == BEST and losses[0] == losses[-1]:
             continue
+        off = {": it has the current weights, not their moving average": epochs[epoch].weights}
+        for other, one in enumerate(epochs):
+            text = f": it has those of epoch {other}, but epoch {epoch} is the {what} one"
+            off[text if other != epoch else ref.EXPECTED] = one.average
+        candidates = {words: _distance(stored, tensors) for words, tensors in off.items()}
         cause = ref.best_explanation(candidates)
         findings.at_most(
             f"relative distance of {file} from the averaged weights of the {what} epoch",

@@ -354,14 +354,9 @@ class TapeRecorder:
                 self._kinds[id(one)] = (kind, rows or ((0, name) if name == "stack" else None))
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
-        for one, _ in found:
-            grown = one.grad_fn is not None and not any(one is other for other in mutated)
-            if (
-                grown
-                and one.requires_grad
-                and id(one) not in self._tainted
-                and name not in ("backward", "__get__")
-            ):
+        for one, _ in found if name not in ("backward", "__get__") else ():
+            grown = one.requires_grad and one.grad_fn is not None and id(one) not in self._tainted
+            if grown and not any(one is other for other in mutated):
                 self.problem = "a part of the loss is made by calls that torch does not show"
         self._record(func, (args, kwargs), outs, mutated, state, pure=False)
         self._tainted.update(map(id, (*outs, *mutated)))
@@ -390,8 +385,10 @@ class TapeRecorder:
         cast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         keys = tuple(map(id, outs)), tuple(map(id, mutated))
         args, kwargs = (_mapped(one, reference) for one in given)
-        how = (torch.is_grad_enabled(), self._depth > 0, state, cast, pure, calling_line())
-        self.calls.append(Call(getattr(func, "__name__", ""), func, args, kwargs, *keys, *how))
+        how = torch.is_grad_enabled(), self._depth > 0
+        line = calling_line()
+        name = getattr(func, "__name__", "")
+        self.calls.append(Call(name, func, args, kwargs, *keys, *how, state, cast, pure, line))
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""

@@ -219,9 +219,8 @@ def check_non_finite_gradient(case: Case) -> Report:
     # A regular step first, so that the moving average differs from the weights.
     learner.step(recordings, 0.1, weights)
     before, average = probes.copy_parameters(learner), {k: v.clone() for k, v in learner.average.items()}
-    name, target = max(
-        ((n, w) for n, w in learner.weights.items() if w.requires_grad), key=lambda pair: pair[1].numel()
-    )
+    trained = {name: weight for name, weight in learner.weights.items() if weight.requires_grad}
+    name, target = max(trained.items(), key=lambda pair: pair[1].numel())
     handle = target.register_hook(lambda gradient: gradient * math.nan)
     numbers = learner.step(recordings, 0.1, weights)
     handle.remove()
@@ -285,10 +284,7 @@ def check_scores(case: Case) -> Report:
         ),
         "azimuth error of estimates 2 deg off": (near.azimuth_error_deg, 2.0, 1e-3, penalty),
         "azimuth error of estimates 2 deg off, with sources missed": (
-            partly.azimuth_error_deg,
-            2.0,
-            1e-3,
-            penalty,
+            *(partly.azimuth_error_deg, 2.0, 1e-3, penalty),
         ),
         "recall of estimates 8 deg off": (
             *(beyond.recall, 0.0, 0.2),

@@ -52,6 +52,8 @@ _FEWEST_LOSSES, _PART = 20, 0.2
 _GROWN = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
+# What evaluation mode changes.
+_SWITCHED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
@@ -347,10 +349,7 @@ class Watch:
 
     def _check_loop(self) -> Report:
         """[LOOP]: gradients are reset, the optimizer steps, the mode is right."""
-        drops = any(
-            isinstance(part, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase))
-            for part in self.module.modules()
-        )
+        drops = any(isinstance(part, _SWITCHED) for part in self.module.modules())
         findings = Findings()
         meaning = "the gradients of earlier steps are added up: zero_grad is missing."
         advice = "Call optimizer.zero_grad() before each backward()."
@@ -470,21 +469,16 @@ class Watch:
         """Frozen layers in a network that is trained from its first layer on."""
         called = [] if self._layers is None else self._layers.weighted
         parts = dict(self.module.named_modules())
-        trained = {
-            name: any(p.requires_grad for p in parts[name].parameters(recurse=False))
-            for name in called
-            if name in parts
-        }
+        own = {name: parts[name].parameters(recurse=False) for name in called if name in parts}
+        trained = {name: any(p.requires_grad for p in weights) for name, weights in own.items()}
         frozen = [name for name, value in trained.items() if not value]
         first = next(iter(trained.values()), False)
         return frozen if first and 2 * len(frozen) < len(trained) else []
 
     def _check_layers(self) -> Report:
         """[LAYERS]: dead and saturated units, parameters without a gradient, gradients by depth."""
-        findings = Findings()
-        findings += self._initial
-        if self._layers is not None:
-            layers = self._layers
+        findings, layers = Findings(self._initial), self._layers
+        if layers is not None:
             findings += [*layers.unit_findings(), *layers.growth_findings()]
         if self.losses:
             trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
@@ -492,8 +486,8 @@ class Watch:
             meaning = f"these parameters do not learn: {listed(dead)}."
             advice = f"Check for unused outputs and detach().{self._calls.detached_lines}"
             findings.must_be_zero("parameters without a gradient", len(dead), meaning, advice)
-        if self._layers is not None and self._last_gradients:
-            findings += depth_findings(self.module, self._last_gradients, self._layers.weighted)
+        if layers is not None and self._last_gradients:
+            findings += depth_findings(self.module, self._last_gradients, layers.weighted)
         return report_of("LAYERS", "first forward passes", findings)
 
     def _has_gradient(self, name: str) -> bool:
@@ -512,11 +506,8 @@ class Watch:
         if not self._steps:
             return report_of("UPDATES", "no steps")
         now = {name: self._sample(p) for name, p in self.module.named_parameters() if p.requires_grad}
-        unmoved = [
-            name
-            for name, value in now.items()
-            if torch.equal(value, self._start[name]) and self._has_gradient(name)
-        ]
+        still = [name for name, value in now.items() if torch.equal(value, self._start[name])]
+        unmoved = list(filter(self._has_gradient, still))
         median = {name: sorted(values)[len(values) // 2] for name, values in self._ratios.items()}
         largest = max(median, key=median.__getitem__, default="")
         highest = max(median.values(), default=1.0)
@@ -529,16 +520,10 @@ class Watch:
         )
         meaning = "the steps are too small to change anything: the learning rate is too low."
         advice = "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step."
-        findings.at_least(
-            "largest relative change of a weight matrix in a step", highest, _SLOWEST, meaning, advice
-        )
-        findings.at_most(
-            f"relative change of a weight matrix in a step ({largest})",
-            highest if median else 0.0,
-            _FASTEST,
-            "each step replaces the weights: the learning rate or the weight decay is too high.",
-            "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
-        )
+        name = "relative change of a weight matrix in a step"
+        findings.at_least(f"largest {name}", highest, _SLOWEST, meaning, advice)
+        meaning = "each step replaces the weights: the learning rate or the weight decay is too high."
+        findings.at_most(f"{name} ({largest})", highest if median else 0.0, _FASTEST, meaning, advice)
         slow = {name: value for name, value in median.items() if 0 < value < _UNEQUAL * highest}
         findings.must_be_zero(
             "weight matrices that change far less than others",
@@ -589,12 +574,9 @@ def _switched_off(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for part in module.modules():
         for child in part.children():
-            if child.training or not isinstance(
-                child, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-            ):
-                continue
             weights = list(child.parameters()) or list(part.parameters())
-            if any(weight.requires_grad for weight in weights):
+            switched = isinstance(child, _SWITCHED) and not child.training
+            if switched and any(weight.requires_grad for weight in weights):
                 found.append(child)
     return found
 
