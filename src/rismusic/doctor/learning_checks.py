@@ -152,14 +152,17 @@ class LearningChecks:
         def wrong(meaning: str, advice: str = "") -> list[Finding]:
             return [at_least(name, gain, _GAIN, meaning, advice)]
 
-        text = f"after {self.steps} steps the outputs are no better than one constant output"
-        text += f" (loss {level:.3g})"
+        text = (
+            f"after {self.steps} steps the outputs are no better than one constant output (loss {level:.3g})"
+        )
         if not tapes[-1].targets:
             if _bypassed(tapes[-1]):
                 raise LeftOutError("the loss compares with no data outside the network, but maybe within it")
-            text += ": the loss compares outputs with no data, and is lowest where they do not depend on the"
-            text += " input. The targets are missing from it."
-            return [at_least(name, gain if gain < 0 else max(gain, _GAIN), 0.0, text)]
+            meaning = (
+                f"{text}: the loss compares outputs with no data, and is lowest where they do not depend on "
+                "the input. The targets are missing from it."
+            )
+            return [at_least(name, gain if gain < 0 else max(gain, _GAIN), 0.0, meaning)]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
             found = Findings([*wrong(""), *self._generalises(tapes)])
@@ -195,8 +198,9 @@ class LearningChecks:
         if held >= max(5 * _GAIN, 3 * gain):
             if start - end > 0.1 * (start - best.held) or not math.isfinite(start):
                 raise LeftOutError("too few steps to judge")
-            at_fault = "the learning rate, the optimizer or the order of the calls is at fault"
-            at_fault += ", not the network"
+            at_fault = (
+                "the learning rate, the optimizer or the order of the calls is at fault, not the network"
+            )
             if abs(start - end) < _GAIN * (start - best.held):
                 at_fault = "the learning rate is too low, or the steps are lost"
             elif end > start + 0.5 * scale:
@@ -212,8 +216,9 @@ class LearningChecks:
         if self.steps < 1.5 * _FEWEST_STEPS or best.falling > _GAIN:
             raise LeftOutError("too few steps to judge")
         if level <= best.learned:
-            text += "; the loss is lowest for such an output, since nothing in it keeps samples apart"
-            text += " (collapse)"
+            text += (
+                "; the loss is lowest for such an output, since nothing in it keeps samples apart (collapse)"
+            )
         return wrong(
             f"{text}, and the same network does not learn with other optimizers either: the path from "
             "input to loss is broken, or the targets have nothing to do with the inputs.",

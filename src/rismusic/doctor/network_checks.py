@@ -274,8 +274,9 @@ def check_constant_output(case: Case) -> Report:
         spread = (flat - flat.mean(0)).abs().square().mean() / flat.abs().square().mean().clamp_min(1e-30)
         meaning = f"{field.name} is the same for every scene: a constant, or an output without an input?"
         if field.name == "count_logits":
-            meaning = "the number of sources is the same for every scene, as from MDL on a "
-            meaning += "rank-deficient matrix."
+            meaning = (
+                "the number of sources is the same for every scene, as from MDL on a rank-deficient matrix."
+            )
         findings.at_least(
             f"spread of {field.name} over the scenes, over its size", float(spread.sqrt()), 1e-4, meaning
         )
