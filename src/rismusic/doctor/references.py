@@ -196,11 +196,7 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
     def normal(value: Tensor) -> Tensor:
         return torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
 
-    maps = like.grid_logits
-    if maps is not None:
-        # Those of each stage have another size, so that no stage may stand for another one.
-        maps = normal(maps) * torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
-    return Prediction(
+    found = Prediction(
         angle_factor=normal(like.angle_factor),
         range_factor=normal(like.range_factor),
         count_logits=normal(like.count_logits),
@@ -208,8 +204,12 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
         elevation=normal(like.elevation) / 4,
         inverse_range=(normal(like.inverse_range) / 2).exp(),
         existence_logits=normal(like.existence_logits),
-        grid_logits=maps,
     )
+    if (maps := like.grid_logits) is None:
+        return found
+    # The maps of each stage have another size, so that no stage may stand for another one.
+    sizes = torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
+    return replace(found, grid_logits=normal(maps) * sizes)
 
 
 def recording_in_double(recording: Recording) -> Recording:
