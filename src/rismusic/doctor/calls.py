@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from rismusic.doctor.report import Findings
 from rismusic.doctor.state import calling_line, names
 from rismusic.doctor.tape import TapeRecorder
 from rismusic.nn.monitors import Finding, at_most
@@ -23,7 +24,7 @@ from rismusic.nn.monitors import Finding, at_most
 # Loss at the start over that of equal probabilities, from which the logits are far too large.
 _FIRST_LOSS = 4.0
 # Nodes of the graph that only change the shape.
-_SHAPES = ("View", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Permute", "Select", "Slice", "Clone", "T")
+_SHAPES = names("View UnsafeView Squeeze Unsqueeze Reshape Transpose Permute Select Slice Clone T")
 # Lines that cut the gradient, of which a few are shown.
 _MOST_LINES = 8
 _ROUNDING = names("round sign floor ceil trunc argmax argmin heaviside topk searchsorted")
@@ -33,13 +34,9 @@ Observer = Callable[[Any, Sequence[Any], Any], None]
 
 
 class CallRecorder(TorchFunctionMode):
-    """Records suspicious calls while it is active.
+    """Records suspicious calls while it is active; observers get function, arguments and result of each.
 
-    Args:
-        observers: called with function, arguments and result of each call.
-        numbers_cut: whether ``item()`` and the like count as cuts of the gradient. In a whole loop they serve
-            the log.
-        tape: records the calls, so that they can be repeated.
+    ``numbers_cut``: whether ``item()`` and the like cut the gradient; in a whole loop they serve the log.
     """
 
     def __init__(
@@ -55,22 +52,22 @@ class CallRecorder(TorchFunctionMode):
         self._found: dict[str, Finding] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, tape = getattr(func, "__name__", ""), self.tape
+        name, tape, kwargs = getattr(func, "__name__", ""), self.tape, kwargs or {}
         if tape is None or not tape.active or name in _PLAIN:
             if tape is not None and tape.active and name in ("item", "tolist", "numpy") and args:
                 tape.touch(args[0])
-            result = func(*args, **(kwargs or {}))
+            result = func(*args, **kwargs)
         else:
             with torch._C.DisableTorchFunction():
-                found = tape.before(name, args, kwargs or {})
-                state = torch.get_rng_state() if tape.draws(name, args, kwargs or {}) else None
-            result = func(*args, **(kwargs or {}))
+                found = tape.before(name, args, kwargs)
+                state = torch.get_rng_state() if tape.draws(name, args, kwargs) else None
+            result = func(*args, **kwargs)
             with torch._C.DisableTorchFunction():
-                tape.after(func, name, args, kwargs or {}, result, found, state)
+                tape.after(func, name, args, kwargs, result, found, state)
         with torch._C.DisableTorchFunction():
             check = _CHECKS.get(name)
             if check is not None:
-                for one in check(args, kwargs or {}, result):
+                for one in check(args, kwargs, result):
                     # Later losses of a training are not those of an untrained network.
                     late = name in self._seen and one.name.startswith("first")
                     if not (one.fine or late or one.name in self._found):
@@ -104,10 +101,9 @@ def made_by(value: object) -> str:
     node = value.grad_fn
     while node is not None:
         name = type(node).__name__.removesuffix("0").removesuffix("Backward").lstrip("_")
-        if name in _SHAPES or name == "UnsafeView":
-            node = node.next_functions[0][0] if node.next_functions else None
-            continue
-        return name
+        if name not in _SHAPES:
+            return name
+        node = node.next_functions[0][0] if node.next_functions else None
     return ""
 
 
@@ -122,7 +118,7 @@ def _once(name: str, meaning: str, advice: str) -> list[Finding]:
 
 def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     logits, target = _argument(args, kwargs, 0, "input"), _argument(args, kwargs, 1, "target")
-    found: list[Finding] = []
+    found = Findings()
     made = made_by(logits)
     if made in ("Softmax", "Sigmoid"):
         found += _once(
@@ -142,15 +138,13 @@ def _cross_entropy(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     even = math.log(max(logits.shape[1], 2))
     value = float(result.detach().mean())
     if not target.is_floating_point() and math.isfinite(value) and kwargs.get("reduction", "mean") != "sum":
-        found.append(
-            at_most(
-                "first cross entropy over that of equal probabilities",
-                value / even,
-                _FIRST_LOSS,
-                f"the first cross entropy is {value:.3g}, but an untrained network should have about "
-                f"ln({logits.shape[1]}) = {even:.3g}: the logits are too large.",
-                "Scale the inputs, and initialise the last layer with small weights.",
-            )
+        found.at_most(
+            "first cross entropy over that of equal probabilities",
+            value / even,
+            _FIRST_LOSS,
+            f"the first cross entropy is {value:.3g}, but an untrained network should have about "
+            f"ln({logits.shape[1]}) = {even:.3g}: the logits are too large.",
+            "Scale the inputs, and initialise the last layer with small weights.",
         )
     return found
 
@@ -164,15 +158,9 @@ def _logarithms(args: Any, kwargs: Any, result: Any) -> list[Finding]:
     off = float(given.max())
     if given.ndim > 1 and isinstance(target, Tensor) and not target.is_floating_point():
         off = float(given.exp().sum(1).sub(1).abs().max())
-    return [
-        at_most(
-            "largest error of the probabilities in nll_loss or kl_div",
-            off,
-            1e-2,
-            "nll_loss or kl_div gets numbers that are not logarithms of probabilities.",
-            "Apply log_softmax first, or use cross_entropy on the logits.",
-        )
-    ]
+    meaning = "nll_loss or kl_div gets numbers that are not logarithms of probabilities."
+    advice = "Apply log_softmax first, or use cross_entropy on the logits."
+    return [at_most("largest error of the probabilities in nll_loss or kl_div", off, 1e-2, meaning, advice)]
 
 
 def _bce_logits(args: Any, kwargs: Any, result: Any) -> list[Finding]:

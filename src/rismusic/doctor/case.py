@@ -23,13 +23,7 @@ _FEW, _MANY = 16, 256
 
 
 class Case:
-    """A training before its first step. Checks that change weights start a training of their own.
-
-    Args:
-        spec: all settings of the training.
-        folder: an empty folder for the runs that the checks start.
-        make: creates the training loop with its learner and its scenes.
-    """
+    """A training before its first step. Checks that change weights start one of their own in the folder."""
 
     def __init__(self, spec: TrainSpec, folder: Path, make: MakeTrainer = Trainer) -> None:
         self.spec, self._folder, self._make = spec, folder, make

@@ -11,6 +11,7 @@ from typing import Any
 
 from rismusic import covariance, metrics
 from rismusic.doctor.case import Case
+from rismusic.doctor.state import names
 from rismusic.nn import data, learner, losses, network, validation
 from rismusic.nn.monitors import Report
 from rismusic.simulation import scene, simulator
@@ -87,25 +88,15 @@ def suspected(report: Report, case: Case) -> Report:
     findings = []
     for one in report.findings:
         text = f"{one.name} {one.meaning}"
-        suspect = None
         term = re.search(r"\bloss (\w+)", one.name)
-        if term is not None and "R_blend" not in text:
-            suspect = _TERMS.get(term.group(1))
-        if suspect is None:
-            found = (
-                get
-                for tag, words, get in _SUSPECTS
-                if re.fullmatch(tag, report.tag) and re.search(words, text)
-            )
-            get = next(found, None)
-            suspect = get(case) if get is not None else None
+        suspect = _TERMS.get(term.group(1)) if term is not None and "R_blend" not in text else None
+        for tag, words, get in _SUSPECTS if suspect is None else ():
+            if re.fullmatch(tag, report.tag) and re.search(words, text):
+                suspect = get(case)
+                break
         known = not one.fine and not one.where and suspect is not None
         findings.append(replace(one, where=place_of(suspect)) if known else one)
     return replace(report, findings=tuple(findings))
-
-
-def _tags(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 _LEARNING = "LITMUS CONSTANT COURSE PROGRESS VALIDATION VAL UPDATES LEARNED"
@@ -116,7 +107,7 @@ _PACKAGE = (
     "SCHEDULE STEP DECAY FINITE SCORES REPLAY FILES"
 )
 _EFFECTS: dict[str, frozenset[str]] = {
-    tag: _tags(effects)
+    tag: names(effects)
     for tags, effects in (
         ("FUNCTIONS", f"{_PACKAGE} {_LOSSES} {_LEARNING}"),
         ("PANEL WAVE", f"WAVE TRUTH R_SAMP DRAWS INSIDE INPUT {_LOSSES} {_LEARNING}"),

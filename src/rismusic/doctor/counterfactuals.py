@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rismusic.doctor.report import Findings
+from rismusic.doctor.state import weights_of
 from rismusic.doctor.tape import Batch, LeftOutError
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.nn.monitors import Finding
 
 # CPU seconds for all trainings; fewest and most steps of one, the latter over those of the loop, too.
 _SECONDS, _FEWEST, _MOST, _LONGER = 4.0, 60, 300, 3
@@ -37,13 +39,9 @@ _NO_OPTION = frozenset(["lr", "params", "maximize", "foreach", "fused", "captura
 
 @dataclass(frozen=True)
 class Settings:
-    """How a loop trains.
+    """How a loop trains: class of the optimizer, and for each group the keys of its weights and its options.
 
-    Args:
-        make: the class of the optimizer.
-        groups: keys of the weights of each group, and its options at the first step.
-        schedule: learning rate of each step, over the highest one.
-        clip: largest norm of the gradient; infinite without clipping.
+    ``schedule``: learning rate of each step, over the highest one. ``clip``: largest norm of the gradient.
     """
 
     make: Callable[[Any], torch.optim.Optimizer]
@@ -54,16 +52,11 @@ class Settings:
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer) -> Settings:
         """The settings of an optimizer before its first step."""
-        return cls(
-            type(optimizer),
-            tuple(
-                (
-                    tuple(id(p) for p in group["params"]),
-                    {name: copy.copy(value) for name, value in group.items() if name != "params"},
-                )
-                for group in optimizer.param_groups
-            ),
-        )
+        groups = []
+        for group in optimizer.param_groups:
+            options = {name: copy.copy(value) for name, value in group.items() if name != "params"}
+            groups.append((tuple(id(p) for p in group["params"]), options))
+        return cls(type(optimizer), tuple(groups))
 
     def scheduled(self, rates: Sequence[Sequence[float]], clip: float) -> Settings:
         """With the learning rates of the groups in each step, and the largest norm of a gradient."""
@@ -105,14 +98,7 @@ class Settings:
 
 @dataclass
 class Counterfactuals:
-    """Trainings from the same weights on the same batches.
-
-    Args:
-        batches: of one kind.
-        initial: the first values of the weights.
-        settings: those of the loop.
-        steps: number of steps of the loop.
-    """
+    """Trainings from the same weights on the same batches, of one kind."""
 
     batches: Sequence[Batch]
     initial: Mapping[int, Tensor]
@@ -127,11 +113,7 @@ class Counterfactuals:
 
     @property
     def findings(self) -> list[Finding]:
-        """The loss would not be much lower with one thing changed.
-
-        Raises:
-            LeftOutError: there are too few data, or the training cannot be repeated.
-        """
+        """The loss would not be much lower with one thing changed."""
         if len(self.batches) < _BATCHES:
             raise LeftOutError(f"fewer than {_BATCHES} batches that differ")
         changes = list(self.settings.changes)
@@ -142,16 +124,16 @@ class Counterfactuals:
         steps = min(_MOST, _LONGER * self.steps, int(_SECONDS / (5 + len(changes)) / each))
         if steps < _FEWEST:
             raise LeftOutError("repeating the training takes too long")
-        first, last = self._losses(self.weights), self._losses(self._last)
+        left = {key: value.detach() for key, value in self.batches[0].tape.weights.items()}
+        first, last = self._losses(self.weights), self._losses(left)
         repeated, own = (self._trained(self.settings, n) for n in (min(steps, self.steps), steps))
         if not first[0] - last[0] < 2 * (first[0] - repeated[0]) + _GAIN * abs(first[0]):
             raise LeftOutError("the training, repeated, learns less than the loop did")
 
         def gain(other: tuple[float, float]) -> float:
             """Lower loss of what was learned from and of the rest, over what is learned."""
-            gains = (
-                (a - b) / max(abs(start - b), 1e-12) for start, a, b in zip(first, own, other, strict=True)
-            )
+            triples = zip(first, own, other, strict=True)
+            gains = ((a - b) / max(abs(start - b), 1e-12) for start, a, b in triples)
             # One far below zero has no bound, such as rewards of actions that are not drawn again.
             learns = all(a > b > a - _DEEP * abs(a) for a, b in zip(first, other, strict=True))
             return min(gains) if learns else -math.inf
@@ -182,44 +164,32 @@ class Counterfactuals:
             return best
 
         factor, other = at_rates((0.1, 0.01))
-        found = [
-            at_most(
-                "share of what is learned that a lower learning rate gains",
-                confirmed(self.settings.at_rate(factor), other),
-                _GAIN,
-                f"the learning rate is too high: {text(f'{factor:g} times the learning rate', other)}.",
-                f"Use a learning rate about {1 / factor:g} times lower.",
-            )
-        ]
+        found = Findings()
+        found.at_most(
+            "share of what is learned that a lower learning rate gains",
+            confirmed(self.settings.at_rate(factor), other),
+            _GAIN,
+            f"the learning rate is too high: {text(f'{factor:g} times the learning rate', other)}.",
+            f"Use a learning rate about {1 / factor:g} times lower.",
+        )
         factor, other = at_rates((10.0, 100.0, 1000.0))
         diverged = own[1] > first[1] + _GAIN * abs(first[1])
-        found.append(
-            at_least(
-                "share of what a higher learning rate learns that is learned",
-                1.0 if diverged else 1 - max(gain(other), 0.0),
-                _SHARE,
-                f"the learning rate is too low: {text(f'{factor:g} times the learning rate', other)}.",
-                f"Use a learning rate about {factor:g} times higher.",
-            )
+        found.at_least(
+            "share of what a higher learning rate learns that is learned",
+            1.0 if diverged else 1 - max(gain(other), 0.0),
+            _SHARE,
+            f"the learning rate is too low: {text(f'{factor:g} times the learning rate', other)}.",
+            f"Use a learning rate about {factor:g} times higher.",
         )
         fall = (first[1] - own[1]) / max(first[0] - own[0], 1e-12)
-        found.append(at_least(HELD, max(fall, 0.0), 0.0, ""))
+        found.at_least(HELD, max(fall, 0.0), 0.0, "")
         for what, settings in changes:
             other = self._trained(settings, steps)
-            found.append(
-                at_most(
-                    f"share of what is learned that {what} gains",
-                    confirmed(settings, other),
-                    _GAIN,
-                    f"a setting hinders the learning ({what}): {text(what, other)}.",
-                )
+            meaning = f"a setting hinders the learning ({what}): {text(what, other)}."
+            found.at_most(
+                f"share of what is learned that {what} gains", confirmed(settings, other), _GAIN, meaning
             )
         return found
-
-    @property
-    def _last(self) -> dict[int, Tensor]:
-        """The weights as the loop left them."""
-        return {key: value.detach() for key, value in self.batches[0].tape.weights.items()}
 
     def _loss(self, k: int, weights: Mapping[int, Tensor]) -> Tensor:
         self.replays[k].forget_statistics()
@@ -242,7 +212,7 @@ class Counterfactuals:
             groups += [{"params": weights, **options}] if weights else []
         optimizer = settings.make(groups)
         rates = [group["lr"] for group in optimizer.param_groups]
-        trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+        trained = weights_of(optimizer)
         schedule = settings.schedule or (1.0,)
         for step in range(steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -16,10 +16,9 @@ from torch import Tensor
 from rismusic.array import Panel
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
-from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.doctor.report import Findings, report_of
 from rismusic.estimation.grid import to_cosines
 from rismusic.io import Recording
-from rismusic.nn.data import TrainingScenes
 from rismusic.nn.losses import Targets
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.sources import Sources
@@ -45,28 +44,21 @@ def check_panel(case: Case) -> Report:
     """[PANEL]: element positions and wavelength of scenes and network against the settings."""
     spec = case.spec.system.panel
     pitch, expected = spec.spacing_wavelengths * spec.wavelength_m, ref.element_positions(spec)
-    findings = []
+    findings = Findings()
     for where, panel in (("the scenes", case.recording.panel), ("the network", case.learner.grid.panel)):
         elements = panel.elements.double().cpu()
         shift, cause = 2.0 * math.sqrt(len(expected)), ""
         if elements.shape == expected.shape:
             shift = float((elements - expected).abs().max()) / pitch
             cause = _layout_mistake(elements, expected, spec.columns, spec.wavelength_m)
-        findings += [
-            at_most(
-                f"largest displacement of an element of {where}, over the spacing",
-                shift,
-                1e-3,
-                f"elements are not at the positions given by the settings{cause}.",
-                "Positions are centred, in metres, y slowest and x fastest. Apply the wavelength once.",
-            ),
-            at_most(
-                f"relative error of the wavelength of {where}",
-                abs(panel.wavelength / spec.wavelength_m - 1),
-                1e-9,
-                f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m.",
-            ),
-        ]
+        meaning = f"elements are not at the positions given by the settings{cause}."
+        advice = "Positions are centred, in metres, y slowest and x fastest. Apply the wavelength once."
+        findings.at_most(
+            f"largest displacement of an element of {where}, over the spacing", shift, 1e-3, meaning, advice
+        )
+        measured = abs(panel.wavelength / spec.wavelength_m - 1)
+        meaning = f"the wavelength is {panel.wavelength:g} m, but the settings have {spec.wavelength_m:g} m."
+        findings.at_most(f"relative error of the wavelength of {where}", measured, 1e-9, meaning)
     return report_of("PANEL", f"{len(expected)} elements", findings)
 
 
@@ -152,13 +144,10 @@ def _same_steering(name: str, found: Tensor, expected: Tensor, columns: int) -> 
     }
     norms = float((a.norm(dim=0) - 1).abs().max())
     cause = ref.best_explanation(candidates) or ("" if norms < 1e-3 else ": its columns lack unit norm")
-    return at_most(
-        f"{name}: distance from the exact spherical wave",
-        max(candidates[ref.EXPECTED], norms),
-        5e-3,
-        f"it is not exp(j k (r - d)) with amplitudes 1 / d, elements y slowest{cause}.",
-        "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it.",
-    )
+    measured = max(candidates[ref.EXPECTED], norms)
+    meaning = f"it is not exp(j k (r - d)) with amplitudes 1 / d, elements y slowest{cause}."
+    advice = "Use rismusic.array.steering everywhere, in radians and metres, and no copy of it."
+    return at_most(f"{name}: distance from the exact spherical wave", measured, 5e-3, meaning, advice)
 
 
 def check_labels(case: Case) -> Report:
@@ -168,7 +157,7 @@ def check_labels(case: Case) -> Report:
     truth = recording.truth
     assert truth is not None
     if spec.hardware != type(spec.hardware)():
-        return report_of("TRUTH", "skipped: with hardware impairments the nominal link does not fit", [])
+        return report_of("TRUTH", "skipped: with hardware impairments the nominal link does not fit")
     exact = ref.element_positions(spec.panel)
     G, wavelength = ref.operators(recording), spec.panel.wavelength_m
 
@@ -204,21 +193,16 @@ def check_labels(case: Case) -> Report:
     }
     cause = ref.best_explanation({name: abs(one - 1) for name, one in candidates.items()})
     cause = cause or ": they are noisy or shuffled, or belong to another wavelength or panel"
-    findings = [
-        at_most(
-            "residual of the snapshots after fitting the true sources, over the noise",
-            value,
-            1.25,
-            f"the labels do not explain the snapshots{cause}.",
-            "Compare simulator and labels: steering, units, order of the scenes, wavelength.",
-        ),
-        at_least(
-            "residual of the snapshots over the noise, lower limit",
-            value,
-            0.75,
-            "the recorded noise variance is larger than the noise in the snapshots.",
-        ),
-    ]
+    findings = Findings()
+    findings.at_most(
+        "residual of the snapshots after fitting the true sources, over the noise",
+        value,
+        1.25,
+        f"the labels do not explain the snapshots{cause}.",
+        "Compare simulator and labels: steering, units, order of the scenes, wavelength.",
+    )
+    meaning = "the recorded noise variance is larger than the noise in the snapshots."
+    findings.at_least("residual of the snapshots over the noise, lower limit", value, 0.75, meaning)
     return report_of("TRUTH", f"residual over noise {value:.3f}", findings)
 
 
@@ -226,11 +210,9 @@ def check_positions(case: Case) -> Report:
     """[POSITIONS]: do the labels fill the volume, in radians and metres, off the grid, without repetition?"""
     scene = case.spec.system.scene
     azimuth, elevation, distance = _labels(case.recordings)
-    findings: list[Finding] = []
-    middle, half_range = (
-        (scene.range_max_m + scene.range_min_m) / 2,
-        (scene.range_max_m - scene.range_min_m) / 2,
-    )
+    findings = Findings()
+    middle = (scene.range_max_m + scene.range_min_m) / 2
+    half_range = (scene.range_max_m - scene.range_min_m) / 2
     coordinates = (
         ("azimuth", azimuth, math.radians(scene.azimuth_max_deg)),
         ("elevation", elevation, math.radians(scene.elevation_max_deg)),
@@ -239,53 +221,40 @@ def check_positions(case: Case) -> Report:
     for name, value, half in coordinates:
         if half == 0:
             continue
-        findings += [
-            at_most(
-                f"largest {name} of a label, over its limit",
-                float(value.abs().max()) / half,
-                1 + 1e-5,
-                f"some labels have a {name} outside the volume: degrees taken for radians, or another unit?",
-            ),
-            at_least(
-                f"standard deviation of the {name} of the labels, over that of a uniform draw",
-                float(value.std(unbiased=False)) / (half * _UNIFORM),
-                # The standard deviation of n uniform draws varies by sqrt(0.2 / n) of itself.
-                min(0.7, 1 - 4 * math.sqrt(0.2 / len(value))),
-                f"the {name} hardly varies: converted to radians twice, or drawn from a part of the volume?",
-            ),
-        ]
+        meaning = f"some labels have a {name} outside the volume: degrees taken for radians, or another unit?"
+        findings.at_most(
+            f"largest {name} of a label, over its limit", float(value.abs().max()) / half, 1 + 1e-5, meaning
+        )
+        findings.at_least(
+            f"standard deviation of the {name} of the labels, over that of a uniform draw",
+            float(value.std(unbiased=False)) / (half * _UNIFORM),
+            # The standard deviation of n uniform draws varies by sqrt(0.2 / n) of itself.
+            min(0.7, 1 - 4 * math.sqrt(0.2 / len(value))),
+            f"the {name} hardly varies: converted to radians twice, or drawn from a part of the volume?",
+        )
     grid = case.learner.grid
     axes = zip(to_cosines(azimuth, elevation, distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True)
     off = [(value[:, None] - axis.double().cpu()).abs().amin(1) / step for value, axis, step in axes]
     beyond = {name: float(value.max()) for name, value in zip(("u_x", "u_y", "1/range"), off, strict=True)}
     worst = max(beyond, key=lambda name: beyond[name])
-    findings += [
-        at_most(
-            "largest distance of a true source from the nearest row of the search grid, in grid steps",
-            beyond[worst],
-            0.75,
-            f"the search grid does not reach all sources in {worst}: its limits are not those of the scenes.",
-        ),
-        at_most(
-            "share of the true sources on a point of the search grid",
-            float((torch.stack(off) < _ON_GRID).all(0).double().mean()),
-            0.01,
-            "true positions are drawn on the grid that is searched. Errors then look like 0.",
-        ),
-        at_least(
-            "share of distinct labels",
-            len(azimuth.unique()) / len(azimuth),
-            0.9,
-            "positions repeat: scenes or sources are drawn again, or from a grid.",
-        ),
-    ]
+    findings.at_most(
+        "largest distance of a true source from the nearest row of the search grid, in grid steps",
+        beyond[worst],
+        0.75,
+        f"the search grid does not reach all sources in {worst}: its limits are not those of the scenes.",
+    )
+    measured = float((torch.stack(off) < _ON_GRID).all(0).double().mean())
+    meaning = "true positions are drawn on the grid that is searched. Errors then look like 0."
+    findings.at_most("share of the true sources on a point of the search grid", measured, 0.01, meaning)
+    meaning = "positions repeat: scenes or sources are drawn again, or from a grid."
+    findings.at_least("share of distinct labels", len(azimuth.unique()) / len(azimuth), 0.9, meaning)
     return report_of("POSITIONS", f"{len(azimuth)} sources", findings)
 
 
 def check_link(case: Case) -> Report:
     """[LINK]: Rician factor of the channel, and the dimensions that the RIS configurations span."""
     spec = case.spec.system
-    findings = []
+    findings = Findings()
     channel = [one.channel for one in case.simulated if one.channel is not None]
     if channel and spec.channel.kind == "rician":
         H = torch.cat([one if one.ndim == 3 else one[None] for one in channel]).to(torch.complex128)
@@ -297,15 +266,13 @@ def check_link(case: Case) -> Report:
         expected = float((factor / (1 + factor)).mean())
         values = torch.linalg.svdvals(H).square()
         strongest = float((values[:, 0] / values.sum(-1)).mean())
-        findings += [
-            at_least(
-                "energy share of the channel's strongest path, over that given by the Rician factor",
-                strongest / expected,
-                0.8,
-                "scatter is stronger than the nominal Rician factor says: undone by a normalisation?",
-                "Scale line of sight and scatter to unit power per entry before mixing them.",
-            ),
-        ]
+        findings.at_least(
+            "energy share of the channel's strongest path, over that given by the Rician factor",
+            strongest / expected,
+            0.8,
+            "scatter is stronger than the nominal Rician factor says: undone by a normalisation?",
+            "Scale line of sight and scatter to unit power per entry before mixing them.",
+        )
     codes = [one.codes for one in case.simulated if one.codes is not None]
     if codes:
         c = torch.cat([one if one.ndim == 3 else one[None] for one in codes]).to(torch.complex128)
@@ -313,13 +280,11 @@ def check_link(case: Case) -> Report:
         c = torch.view_as_complex(torch.view_as_real(c).unique(dim=0)).flatten(0, 1)
         values = torch.linalg.eigvalsh(c.mH @ c)
         rank = float((values > 1e-3 * values[-1]).sum())
-        findings.append(
-            at_least(
-                "dimensions spanned by the RIS configurations of all scenes, over the possible number",
-                rank / min(c.shape),
-                0.9,
-                "the codebook uses only part of its beams: a stride that shares a factor with their number?",
-            )
+        findings.at_least(
+            "dimensions spanned by the RIS configurations of all scenes, over the possible number",
+            rank / min(c.shape),
+            0.9,
+            "the codebook uses only part of its beams: a stride that shares a factor with their number?",
         )
     text = f"{len(channel)} batches with a channel, {len(codes)} with configurations"
     return report_of("LINK", text, findings)
@@ -328,8 +293,8 @@ def check_link(case: Case) -> Report:
 def check_draws(case: Case) -> Report:
     """[DRAWS]: numbers of sources, and independence of positions, symbols and noise."""
     spec = case.spec.system
-    findings = [*_alone_findings(case), *_number_findings(case), *_position_findings(case.recordings)]
-    findings += _level_findings(case)
+    findings = Findings([*_alone_findings(case), *_number_findings(case)])
+    findings += [*_position_findings(case.recordings), *_level_findings(case)]
     if spec.scene.symbols in ("gaussian", "qpsk"):
         findings += _symbol_findings(case)
     planned = [
@@ -338,13 +303,11 @@ def check_draws(case: Case) -> Report:
         for hidden in case.trainer.scenes.noise_hidden(*divmod(step, case.spec.steps_per_epoch))
     ]
     share, expected = sum(planned) / len(planned), case.spec.hidden_noise
-    findings.append(
-        at_most(
-            "share of batches with a hidden noise variance, distance from the settings",
-            abs(share - expected),
-            4 * math.sqrt(0.25 / len(planned)) if 0 < expected < 1 else 0.0,
-            f"the noise variance is hidden in {share:.0%} of the batches, the settings have {expected:.0%}.",
-        )
+    findings.at_most(
+        "share of batches with a hidden noise variance, distance from the settings",
+        abs(share - expected),
+        4 * math.sqrt(0.25 / len(planned)) if 0 < expected < 1 else 0.0,
+        f"the noise variance is hidden in {share:.0%} of the batches, the settings have {expected:.0%}.",
     )
     return report_of("DRAWS", f"{sum(map(len, case.recordings))} scenes", findings)
 
@@ -356,7 +319,7 @@ def _alone_findings(case: Case) -> list[Finding]:
     spec = case.spec.replace(batch=1, accumulation=1, hidden_noise=0.0)
     alone = next(iter(type(case.trainer.scenes)(spec, case.trainer.group).step(0, number)))
     same = scene_keys(alone) == scene_keys(batch[number:])
-    found = []
+    found = Findings()
     for what, one, two in (
         ("noise variance", alone.noise_variance, batch.noise_variance),
         ("snapshots", alone.snapshots, batch.snapshots),
@@ -365,20 +328,17 @@ def _alone_findings(case: Case) -> list[Finding]:
         assert two is not None
         off = float((one[0] - two[number]).norm() / one[0].norm())
         equal = len(two) > 1 and bool((two == two[:1]).all())
-        found.append(
-            at_most(
-                f"relative change of the {what} of a scene that is drawn without the others of its batch",
-                off if same else 0.0,
-                1e-3,
-                f"the {what} of a scene change with the other scenes of its batch (scene {number + 1} of "
-                f"{len(batch)}, drawn alone, differs by {off:.2g})"
-                f"{', in which they are all equal' if equal else ''}.",
-                "Draw and scale each scene of a batch by itself.",
-            )
+        found.at_most(
+            f"relative change of the {what} of a scene that is drawn without the others of its batch",
+            off if same else 0.0,
+            1e-3,
+            f"the {what} of a scene change with the other scenes of its batch (scene {number + 1} of "
+            f"{len(batch)}, drawn alone, differs by {off:.2g})"
+            f"{', in which they are all equal' if equal else ''}.",
+            "Draw and scale each scene of a batch by itself.",
         )
     snr = [snr_db(case.spec.system, [recording]) for recording in case.recordings]
-    truths = [recording.truth for recording in case.recordings if recording.truth is not None]
-    numbers = [(~truth.azimuth.isnan()).double().sum(-1).cpu() for truth in truths]
+    numbers = [numbers_of_sources([recording]) for recording in case.recordings]
     for what, values in (("SNR", snr), ("number of sources", numbers)):
         free = sum(map(len, values)) - len(values)
         if len(values) < 2 or free < _FEWEST_PAIRS or (total := float(torch.cat(values).var())) < 1e-6:
@@ -410,46 +370,45 @@ def snr_db(spec: SystemSpec, recordings: list[Recording]) -> Tensor:
     return torch.cat(found)
 
 
+def numbers_of_sources(recordings: list[Recording]) -> Tensor:
+    """The number of sources of each scene."""
+    truths = [recording.truth for recording in recordings if recording.truth is not None]
+    return torch.cat([(~truth.azimuth.isnan()).double().sum(-1).cpu() for truth in truths])
+
+
 def _number_findings(case: Case) -> list[Finding]:
-    truths = [recording.truth for recording in case.recordings]
-    numbers = torch.cat([(~truth.azimuth.isnan()).sum(-1) for truth in truths if truth is not None]).cpu()
+    numbers = numbers_of_sources(case.recordings)
     low, high = limits(case.spec.system.sources)
     wanted = range(int(low), int(high) + 1)
     missing = [k for k in wanted if not bool(numbers.eq(k).any())]
     enough = len(numbers) >= _SCENES_OF_EACH * len(wanted)
-    return [
-        must_be_zero(
-            "numbers of sources of the settings that never occur",
-            len(missing) if enough else 0,
-            f"no scene has K = {', '.join(map(str, missing))} sources, which the settings ask for.",
-        ),
-        must_be_zero(
-            "scenes with a number of sources outside the settings",
-            int((numbers.lt(low) | numbers.gt(high)).sum()),
-            "some scenes have another number of sources than the settings allow.",
-        ),
-    ]
+    found = Findings()
+    found.must_be_zero(
+        "numbers of sources of the settings that never occur",
+        len(missing) if enough else 0,
+        f"no scene has K = {', '.join(map(str, missing))} sources, which the settings ask for.",
+    )
+    found.must_be_zero(
+        "scenes with a number of sources outside the settings",
+        int((numbers.lt(low) | numbers.gt(high)).sum()),
+        "some scenes have another number of sources than the settings allow.",
+    )
+    return found
 
 
 def _position_findings(recordings: list[Recording]) -> list[Finding]:
-    truths = [recording.truth for recording in recordings if recording.truth is not None]
-    values = {
-        name: torch.cat([getattr(t, name)[~t.azimuth.isnan()].double().cpu() for t in truths])
-        for name in ("azimuth", "elevation", "range")
-    }
-    findings = []
+    values = dict(zip(("azimuth", "elevation", "range"), _labels(recordings), strict=True))
+    findings = Findings()
     for one, other in itertools.combinations(values, 2):
         a, b = (values[name] - values[name].mean() for name in (one, other))
         size = float(a.norm() * b.norm())
         if size > 0 and len(a) >= 64:
-            findings.append(
-                at_most(
-                    f"correlation of {one} and {other} over the sources",
-                    abs(float((a * b).sum())) / size,
-                    # The separation of sources correlates them slightly.
-                    max(0.15, _ERRORS / math.sqrt(len(a))),
-                    f"{one} and {other} of the sources are correlated: they are not drawn independently.",
-                )
+            findings.at_most(
+                f"correlation of {one} and {other} over the sources",
+                abs(float((a * b).sum())) / size,
+                # The separation of sources correlates them slightly.
+                max(0.15, _ERRORS / math.sqrt(len(a))),
+                f"{one} and {other} of the sources are correlated: they are not drawn independently.",
             )
     return findings
 
@@ -483,41 +442,41 @@ def _level_findings(case: Case) -> list[Finding]:
     known = _ERRORS * 10 / math.log(10) / math.sqrt(case.recording.snapshots[0].numel())
     other = ": the recorded noise variance is not that of the scene's noise"
     stated = cause or (other if float((snr - ratio).abs().max()) > known else "")
-    return [
-        at_most(
-            "share of the symbols' power in their mean over the snapshots",
-            float(torch.stack(constant).mean()),
-            max(0.5, 3 / L),
-            "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
-        ),
-        at_most(
-            "largest distance of a scene's SNR from the limits of the settings, dB",
-            float(torch.maximum(low - snr, snr - high).max()),
-            0.1,
-            f"the SNR by the recorded noise variance is {float(snr.min()):.1f} to {float(snr.max()):.1f} dB, "
-            f"that of the snapshots {float(ratio.min()):.1f} to {float(ratio.max()):.1f} dB, the settings "
-            f"have {low:g} to {high:g} dB{stated}.",
-        ),
-        at_most(
-            "distance of the mean SNR from the middle of the settings, dB, in errors",
-            abs(float(ratio.mean()) - (low + high) / 2) / error,
-            _ERRORS,
-            f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
-            f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB){cause}.",
-        ),
-        at_most(
-            "fourth moment of the noise over that of a circular Gaussian, distance from 1",
-            abs(float(n.abs().pow(4).mean()) / 2 - 1),
-            _ERRORS * math.sqrt(5 / len(n)),
-            "the noise is not Gaussian.",
-        ),
-        at_most(
-            "correlation of the real and imaginary part of the noise, and difference of their powers",
-            float(n.square().mean().abs()),
-            _ERRORS * math.sqrt(2 / len(n)),
-            "the noise is not circular: its real and imaginary part differ in power, or are correlated.",
-        ),
-    ]
+    found = Findings()
+    found.at_most(
+        "share of the symbols' power in their mean over the snapshots",
+        float(torch.stack(constant).mean()),
+        max(0.5, 3 / L),
+        "symbols are held constant over the snapshots. R_samp then contains little about the sources.",
+    )
+    found.at_most(
+        "largest distance of a scene's SNR from the limits of the settings, dB",
+        float(torch.maximum(low - snr, snr - high).max()),
+        0.1,
+        f"the SNR by the recorded noise variance is {float(snr.min()):.1f} to {float(snr.max()):.1f} dB, "
+        f"that of the snapshots {float(ratio.min()):.1f} to {float(ratio.max()):.1f} dB, the settings "
+        f"have {low:g} to {high:g} dB{stated}.",
+    )
+    found.at_most(
+        "distance of the mean SNR from the middle of the settings, dB, in errors",
+        abs(float(ratio.mean()) - (low + high) / 2) / error,
+        _ERRORS,
+        f"the mean SNR of the scenes is {float(ratio.mean()):.1f} dB, the settings have "
+        f"{(low + high) / 2:.1f} dB ({low:g} to {high:g} dB){cause}.",
+    )
+    found.at_most(
+        "fourth moment of the noise over that of a circular Gaussian, distance from 1",
+        abs(float(n.abs().pow(4).mean()) / 2 - 1),
+        _ERRORS * math.sqrt(5 / len(n)),
+        "the noise is not Gaussian.",
+    )
+    found.at_most(
+        "correlation of the real and imaginary part of the noise, and difference of their powers",
+        float(n.square().mean().abs()),
+        _ERRORS * math.sqrt(2 / len(n)),
+        "the noise is not circular: its real and imaginary part differ in power, or are correlated.",
+    )
+    return found
 
 
 def _symbol_findings(case: Case) -> list[Finding]:
@@ -544,52 +503,40 @@ def _symbol_findings(case: Case) -> list[Finding]:
         noisy += torch.stack((products.real.sum(), products.imag.sum()))
         numbers += int(known.sum())
         pairs += float(sizes)
-    findings = []
+    findings = Findings()
     coherence = torch.cat(between) if between else torch.zeros(0)
     L = case.spec.system.codebook.snapshots
     if len(coherence) >= 16 and L >= 4:
-        findings.append(
-            at_most(
-                "mean coherence of the symbols of two sources in a scene",
-                float(coherence.mean()),
-                0.5 + 1 / math.sqrt(L),
-                "the symbols of the sources in a scene are coherent: they share their random numbers.",
-            )
+        findings.at_most(
+            "mean coherence of the symbols of two sources in a scene",
+            float(coherence.mean()),
+            0.5 + 1 / math.sqrt(L),
+            "the symbols of the sources in a scene are coherent: they share their random numbers.",
         )
     if numbers >= 256:
-        findings.append(
-            at_most(
-                "correlation of noise and symbols",
-                float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30)),
-                _ERRORS / math.sqrt(numbers),
-                "the noise is correlated with the symbols: both are made of the same random numbers.",
-            )
-        )
+        measured = float(noisy.norm()) / math.sqrt(numbers * max(pairs, 1e-30))
+        meaning = "the noise is correlated with the symbols: both are made of the same random numbers."
+        findings.at_most("correlation of noise and symbols", measured, _ERRORS / math.sqrt(numbers), meaning)
     return findings
 
 
 def check_splits(case: Case) -> Report:
     """[LEAK]: do training, validation or epochs share scenes, and does a batch stay the same?"""
     scenes = case.scenes_with_noise
-    training = _scene_keys(chain.from_iterable(_first_batches(scenes)))
+    steps = math.ceil(_COMPARED / (scenes.spec.batch * scenes.spec.accumulation))
+    first = (scenes.step(0, step) for step in range(min(scenes.spec.steps_per_epoch, steps)))
+    training = _scene_keys(chain.from_iterable(first))
     validation = _scene_keys(case.trainer.scenes.validation())
-    findings = []
+    findings = Findings()
     # With fresh = false, validation uses the training scenes on purpose.
     if case.spec.fresh:
-        findings.append(
-            must_be_zero(
-                "scenes shared by training and validation",
-                len(training & validation),
-                "the validation set contains training scenes (a leak): overlapping seeds or splits?",
-            )
-        )
-    first, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
-    findings.append(
-        must_be_zero(
-            "change of a batch that is requested twice",
-            float((first.snapshots - again.snapshots).abs().max()),
-            "repeating a step gives other scenes. Such a training cannot be resumed.",
-        )
+        meaning = "the validation set contains training scenes (a leak): overlapping seeds or splits?"
+        findings.must_be_zero("scenes shared by training and validation", len(training & validation), meaning)
+    one, again = (next(iter(scenes.step(0, 0))) for _ in range(2))
+    findings.must_be_zero(
+        "change of a batch that is requested twice",
+        float((one.snapshots - again.snapshots).abs().max()),
+        "repeating a step gives other scenes. Such a training cannot be resumed.",
     )
     text = f"{len(training)} training scenes, {len(validation)} validation scenes"
     return report_of("LEAK", text, findings)
@@ -599,17 +546,10 @@ def _labels(recordings: list[Recording]) -> tuple[Tensor, Tensor, Tensor]:
     """Azimuth, elevation and range of all true sources."""
     truths = [recording.truth for recording in recordings if recording.truth is not None]
     azimuth, elevation, distance = (
-        torch.cat([getattr(truth, name)[truth.active].double().cpu() for truth in truths])
+        torch.cat([getattr(truth, name)[~truth.azimuth.isnan()].double().cpu() for truth in truths])
         for name in ("azimuth", "elevation", "range")
     )
     return azimuth, elevation, distance
-
-
-def _first_batches(scenes: TrainingScenes) -> Iterator[Iterator[Recording]]:
-    """The first batches of the first epoch."""
-    per_step = scenes.spec.batch * scenes.spec.accumulation
-    for step in range(min(scenes.spec.steps_per_epoch, math.ceil(_COMPARED / per_step))):
-        yield scenes.step(0, step)
 
 
 def scene_keys(recording: Recording) -> list[bytes]:

@@ -12,7 +12,6 @@ from rismusic.doctor import (
     loss_checks,
     network_checks,
     replay_checks,
-    stage_checks,
     training_checks,
 )
 from rismusic.doctor.case import Case, MakeTrainer, open_case
@@ -35,7 +34,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("DRAWS", data_checks.check_draws),
     ("LEAK", data_checks.check_splits),
     ("R_SAMP", loss_checks.check_sample_covariance),
-    ("STAGES", stage_checks.check_stages),
+    ("STAGES", network_checks.check_stages),
     ("SLOPE", loss_checks.check_gradients),
     ("SYMMETRY", loss_checks.check_symmetry),
     ("LOSS", loss_checks.check_loss_sizes),

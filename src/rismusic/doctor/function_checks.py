@@ -11,8 +11,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from types import CodeType, FrameType
@@ -104,16 +103,6 @@ def _functions() -> dict[str, Any]:
     return found
 
 
-@contextmanager
-def _recording(recorder: _Recorder) -> Iterator[None]:
-    before = sys.getprofile()
-    sys.setprofile(recorder)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
-
-
 def _in_double(name: str, value: Any) -> Any:
     """An argument of a definition: tensors in double precision and marked as inputs; covariances dense."""
     if isinstance(value, Covariance):
@@ -161,14 +150,12 @@ def _pairs(call: _Call, only: str | None = None) -> dict[str, tuple[Tensor, Tens
         right = {f"result {n + 1}": (found[n], one) for n, one in enumerate(right)}
     elif not isinstance(right, dict):
         right = {"the result": (found, right)}
-    pairs = {
-        name: one if isinstance(one, tuple) else (getattr(found, name), one) for name, one in right.items()
-    }
-    return {
-        name: (_tensor(one), _tensor(two() if callable(two) else two))
-        for name, (one, two) in pairs.items()
-        if only in (None, name)
-    }
+    pairs = {}
+    for name, one in right.items():
+        if only in (None, name):
+            own, two = one if isinstance(one, tuple) else (getattr(found, name), one)
+            pairs[name] = _tensor(own), _tensor(two() if callable(two) else two)
+    return pairs
 
 
 def _tensor(value: Any) -> Tensor:
@@ -203,8 +190,9 @@ def _record(case: Case, functions: Mapping[str, Any]) -> list[_Call]:
         scored_scenes=2,
     )
     codes = {one.__code__: name for name, one in functions.items() if hasattr(one, "__code__")}
-    recorder = _Recorder(codes)
-    with _recording(recorder):
+    recorder, before = _Recorder(codes), sys.getprofile()
+    sys.setprofile(recorder)
+    try:
         trainer = case.start(spec)
         learner = trainer.learner
         trial_losses(case)
@@ -212,6 +200,8 @@ def _record(case: Case, functions: Mapping[str, Any]) -> list[_Call]:
         learner.step(trainer.scenes.step(0, 2), 0.3, every_weight(case))
         learner.tensors()
         validate(learner, trainer.scenes)
+    finally:
+        sys.setprofile(before)
     return recorder.calls
 
 
@@ -232,9 +222,8 @@ def check_functions(case: Case) -> Report:
         if not inner[name].intersection(wrong)
     ]
     used = {call.name for call in calls}
-    return report_of(
-        "FUNCTIONS", f"{len(calls)} calls of {len(used)} functions, each by its definition", findings
-    )
+    text = f"{len(calls)} calls of {len(used)} functions, each by its definition"
+    return report_of("FUNCTIONS", text, findings)
 
 
 def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call], function: Any) -> Finding:

@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from rismusic.doctor import references as ref
 from rismusic.doctor.hypotheses import given, setting, step
+from rismusic.doctor.state import names
 from rismusic.estimation.grid import SearchGrid
 from rismusic.nn.data import channel_dropout
 from rismusic.simulation.random_numbers import Draws, Stream
@@ -119,10 +120,9 @@ def _from_cosines(u_x: Tensor, u_y: Tensor, q: Tensor) -> Any:
 def _volume(spec: Any) -> Any:
     if hasattr(spec, "unknowns"):
         return None
-    angles = {
-        f"{name}_max": math.radians(getattr(spec, f"{name}_max_deg")) for name in ("azimuth", "elevation")
-    }
-    return {**angles, "range_min": spec.range_min_m, "range_max": spec.range_max_m}
+    ends = {"range_min": spec.range_min_m, "range_max": spec.range_max_m}
+    ends |= {"azimuth_max": math.radians(spec.azimuth_max_deg)}
+    return {**ends, "elevation_max": math.radians(spec.elevation_max_deg)}
 
 
 @_of("estimation.grid:SearchGrid.cover")
@@ -134,9 +134,8 @@ def _cover(panel: Any, volume: Any, oversampling: float, result: Any) -> Any:
     for n, (name, (low, high)) in enumerate(ends.items()):
         number = len(getattr(result, name))
         step = (high - low) / number
-        axes[name] = low + step * (
-            torch.arange(number).double() + setting("the place of a point in its cell", 0.5)
-        )
+        place = setting("the place of a point in its cell", 0.5)
+        axes[name] = low + step * (torch.arange(number).double() + place)
         axes[f"step of {name}"] = (result.step[n], step)
         if n < 2 and spread[n] > 0:
             width = panel.wavelength / (math.sqrt(12) * spread[n])
@@ -277,9 +276,7 @@ def _basis(steering: Tensor, result: Tensor) -> Any:
     return {"Q Q^H": (result @ result.mH, steering @ torch.linalg.pinv(steering, rtol=1e-4))}
 
 
-@_of("nn.losses:subspace_leakage")
-def _leakage(covariance: Tensor, basis: Tensor) -> Tensor:
-    return _outside(covariance, basis @ basis.mH)
+_of("nn.losses:subspace_leakage")(lambda covariance, basis: _outside(covariance, basis @ basis.mH))
 
 
 def _outside(R: Tensor, projector: Tensor) -> Tensor:
@@ -316,15 +313,8 @@ def _contrast(covariance: Tensor, target: Tensor, around: Tensor) -> Tensor:
     for R in (covariance, target):
         share = setting("the loading of MVDR", 0.05)
         loaded = (ref.unit_trace(R) + share * _identity(R) / R.shape[-1]) / (1 + share)
-        spectrum = (
-            1
-            / (
-                around.conj()
-                * torch.linalg.solve(loaded[..., None, :, :], around.transpose(-3, -2)).transpose(-3, -2)
-            )
-            .sum(-3)
-            .real
-        )
+        solved = torch.linalg.solve(loaded[..., None, :, :], around.transpose(-3, -2)).transpose(-3, -2)
+        spectrum = 1 / (around.conj() * solved).sum(-3).real
         logs.append(spectrum.log().log_softmax(-1))
     return (logs[1].exp() * (logs[1] - logs[0])).sum(-1)
 
@@ -384,19 +374,12 @@ def _matched(prediction: Any, truth: Any, weights: tuple[float, ...], result: An
 def _head_losses(truth: Sources, prediction: Any, weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Losses of angle, log-range and existence of each scene, with an assignment by Hungarian algorithm."""
     found: dict[str, list[Tensor]] = {"angle": [], "log_range": [], "existence": []}
-    azimuth, elevation, q, exists = (
-        given(name, value.double().cpu())
-        for name, value in (
-            ("the azimuth of the heads", prediction.azimuth),
-            ("the elevation of the heads", prediction.elevation),
-            ("the inverse range of the heads", prediction.inverse_range),
-            ("the existence of the heads", prediction.existence_logits),
-        )
-    )
-    true = [
-        given(f"the true {name}", getattr(truth, name).double().cpu())
-        for name in ("azimuth", "elevation", "range")
-    ]
+    azimuth = given("the azimuth of the heads", prediction.azimuth.double().cpu())
+    elevation = given("the elevation of the heads", prediction.elevation.double().cpu())
+    q = given("the inverse range of the heads", prediction.inverse_range.double().cpu())
+    exists = given("the existence of the heads", prediction.existence_logits.double().cpu())
+    names = ("azimuth", "elevation", "range")
+    true = [given(f"the true {name}", getattr(truth, name).double().cpu()) for name in names]
     for s, e in enumerate(exists):
         here = (~truth.azimuth[s].isnan()).nonzero()[:, 0]
         K, Q = max(1, len(here)), len(e)
@@ -467,9 +450,8 @@ def _targets(recording: Any, result: Any) -> Any:
     names = [n for n in ("azimuth", "elevation", "range", "power") if getattr(truth, n) is not None]
     found = {n: (getattr(result.truth, n), getattr(truth, n).double()) for n in names}
     if _plain(panel):
-        A = ref.true_steering(
-            truth, panel.elements.double().cpu(), panel.wavelength, uniform=panel.wave == "uniform"
-        )
+        elements, uniform = panel.elements.double().cpu(), panel.wave == "uniform"
+        A = ref.true_steering(truth, elements, panel.wavelength, uniform=uniform)
         found["steering"] = (result.steering, A)
         p = torch.where(truth.azimuth.isnan(), 0, truth.power).to(A.dtype)
         R = torch.einsum("snk,sk,smk->snm", A, p, A.conj())
@@ -514,9 +496,8 @@ def _structure(self: Any, covariance: Tensor, result: Mapping[str, Tensor]) -> A
 def _total(prediction: Any, targets: Any, beta: float, result: Any) -> Any:
     own = loss_terms(prediction, targets, beta, {str(name): one for name, one in result.weights.items()})
     parts: dict[str, Any] = {name: (value, own[name]) for name, value in result.terms.items()}
-    return parts | {
-        "total": (result.total, sum(result.weights[n] * v.double() for n, v in result.terms.items()))
-    }
+    total = sum(result.weights[n] * v.double() for n, v in result.terms.items())
+    return {**parts, "total": (result.total, total)}
 
 
 @step("the loading and shrinkage of R_blend")
@@ -532,18 +513,9 @@ def _target_loaded(R: Tensor, conditioning: Any) -> Tensor:
 def loss_terms(
     prediction: Any, targets: Any, beta: float, weights: Mapping[str, float]
 ) -> dict[str, Callable[[], Tensor]]:
-    """Every loss of a prediction by its definition, by name.
-
-    Args:
-        prediction: of some scenes.
-        targets: of these scenes.
-        beta: share of R_samp.
-        weights: weights of the losses, which the assignment of heads depends on.
-    """
-    around, number = (
-        targets.around().to(torch.complex128).cpu(),
-        (~targets.truth.azimuth.isnan()).sum(-1).cpu(),
-    )
+    """Every loss of a prediction by its definition; the assignment of heads depends on the weights."""
+    around = targets.around().to(torch.complex128).cpu()
+    number = (~targets.truth.azimuth.isnan()).sum(-1).cpu()
     own = targets.conditioning
     conditioning = replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
 
@@ -646,10 +618,8 @@ def _observed(self: Any, recording: Any, result: Any) -> Any:
     if (G := _matrices(recording.link)) is not None:
         fields = G @ self.basis.to(torch.complex128).cpu()
         size = fields.abs().square().sum((-3, -2, -1), keepdim=True).sqrt()
-        found["fields"] = (
-            B / B.abs().square().sum((1, 2, 3), keepdim=True).sqrt(),
-            (fields / size).expand_as(B),
-        )
+        unit = B / B.abs().square().sum((1, 2, 3), keepdim=True).sqrt()
+        found["fields"] = (unit, (fields / size).expand_as(B))
     return found
 
 
@@ -667,9 +637,7 @@ def _whitened(scenes: Any, packed: Tensor) -> Any:
     return (y.mH @ solved).flatten(1, 2), inner.real + inner.imag
 
 
-@_of("nn.statistics:GridStatistics._energy")
-def _matched_energy(self: Any, rows: Tensor) -> Tensor:
-    return (rows @ _in_basis(self)).abs().square().sum(1)
+_of("nn.statistics:GridStatistics._energy")(lambda self, rows: (rows @ _in_basis(self)).abs().square().sum(1))
 
 
 @_of("nn.statistics:GridStatistics._covariance")
@@ -696,21 +664,16 @@ def _iterated(self: Any, scenes: Any, power: Tensor, steps: int) -> Tensor:
 @_of("nn.network:Network.initial_statistics")
 def _initial(self: Any, result: Any) -> Any:
     scenes, maps, found = result
-    power = _uniform(self._statistics, _wide(scenes))
+    scenes = replace(scenes, **{name: value.cpu() for name, value in vars(scenes).items()})
+    power = _uniform(self._statistics, scenes)
     logs, here = [], self.grid.inside.cpu()
     for turn in range(self.spec.sbl_iterations):
-        matched, expected = _energies(self._statistics, _wide(scenes), power)
+        matched, expected = _energies(self._statistics, scenes, power)
         if not turn:
             logs = [_log(matched / expected), _log(expected * power)]
         power = power * matched / expected
-    return {
-        "powers after the SBL steps": (found, power),
-        "input maps": (maps[..., here], torch.stack(logs, 1)[..., here]),
-    }
-
-
-def _wide(scenes: Any) -> Any:
-    return replace(scenes, **{name: value.cpu() for name, value in ref.doubled(vars(scenes)).items()})
+    pairs = {"powers after the SBL steps": (found, power)}
+    return {**pairs, "input maps": (maps[..., here], torch.stack(logs, 1)[..., here])}
 
 
 _log = _of("nn.network:_log")(lambda value: value.clamp_min(1e-30).log().clamp(-8, 8))
@@ -773,8 +736,7 @@ def _hidden(self: Any, epoch: int, step: int, result: list[bool]) -> Any:
 
 @_of("nn.data:with_estimated_noise")
 def _estimated(recording: Any) -> Any:
-    noise = _guess(recording)
-    return None if noise is None else {"noise_variance": noise}
+    return None if (noise := _guess(recording)) is None else {"noise_variance": noise}
 
 
 @_of("estimation.noise:guess_noise")
@@ -867,13 +829,10 @@ def _drawn(spec: Any, active: Tensor, draws: Draws) -> Any:
     most = active.shape[1]
     turn = draws.uniform(Stream.POSITIONS, _CANDIDATES, most, 3, dtype=torch.float64).cpu()
     reach = {name: math.radians(getattr(spec, f"{name}_max_deg")) for name in ("azimuth", "elevation")}
-    low, high = (
-        turn.new_tensor(
-            [setting(f"the {end} {name} (rad)", sign * one) for name, one in reach.items()] + [last]
-        )
-        for sign, end, last in ((-1, "lowest", spec.range_min_m), (1, "highest", spec.range_max_m))
-    )
-    sets, chosen = low + turn * (high - low), []
+    low = [setting(f"the lowest {name} (rad)", -one) for name, one in reach.items()]
+    high = [setting(f"the highest {name} (rad)", one) for name, one in reach.items()]
+    ends = turn.new_tensor([[*low, spec.range_min_m], [*high, spec.range_max_m]])
+    sets, chosen = ends[0] + turn * (ends[1] - ends[0]), []
     least = math.radians(setting("the separation (deg)", spec.separation_deg))
     for s, candidates in enumerate(sets):
         here = active[s].nonzero()[:, 0]
@@ -940,9 +899,8 @@ def _sources(spec: Any, sources: Any, snapshots: int, draws: Draws, result: Any)
 @_of("simulation.scene:line_of_sight")
 def _sight(panel: Any, spec: Any, draws: Draws) -> Any:
     turn = 2 * draws.uniform(Stream.STATION, 2).double().cpu() - 1
-    azimuth, elevation = (
-        turn * turn.new_tensor([spec.azimuth_max_deg, spec.elevation_max_deg]).deg2rad()
-    ).unbind(-1)
+    limit = turn.new_tensor([spec.azimuth_max_deg, spec.elevation_max_deg]).deg2rad()
+    azimuth, elevation = (turn * limit).unbind(-1)
     centre = spec.distance_m * torch.stack(_direction(azimuth, elevation), -1)
     number = torch.arange(spec.antennas).double()
     along = -(number - (spec.antennas - 1) / 2) * spec.antenna_spacing_wavelengths * panel.wavelength
@@ -959,11 +917,9 @@ def _channel(panel: Any, spec: Any, draws: Draws) -> Any:
     low, high = limits(spec.rician_factor_db)
     turn = draws.uniform(Stream.RICIAN_FACTOR, 1, 1).double().cpu()
     share = 1 / (1 + torch.pow(10.0, -(low + (high - low) * turn) / 10))
-    return (
-        scatter
-        if spec.kind == "rayleigh"
-        else share.sqrt() * _sight(panel, spec, draws) + (1 - share).sqrt() * scatter
-    )
+    if spec.kind == "rayleigh":
+        return scatter
+    return share.sqrt() * _sight(panel, spec, draws) + (1 - share).sqrt() * scatter
 
 
 @_of("simulation.simulator:Simulator._receive")
@@ -975,10 +931,9 @@ def _received(self: Any, sources: Any, acting: Any, actual: Any, draws: Draws) -
     A = ref.true_steering(sources, elements, acting.wavelength, uniform=uniform)
     s = torch.where(sources.azimuth.isnan()[..., None], 0, sources.symbols).to(torch.complex128)
     clean = torch.einsum("slmn,snk,skl->slm", G.expand(len(s), *G.shape[-3:]), A, s)
-    low, high = (
-        setting(f"the {end} limit of the SNR (dB)", v)
-        for end, v in zip(("lower", "upper"), limits(self.spec.snr_db), strict=True)
-    )
+    low, high = limits(self.spec.snr_db)
+    low = setting("the lower limit of the SNR (dB)", low)
+    high = setting("the upper limit of the SNR (dB)", high)
     level = low + (high - low) * draws.uniform(Stream.SNR).double().cpu()
     noise = clean.abs().square().mean((1, 2)) / torch.pow(10.0, level / 10)
     n = draws.complex_normal(Stream.NOISE, *clean.shape[1:]).to(torch.complex128).cpu()
@@ -994,12 +949,8 @@ def _simulated(self: Any, scenes: Tensor, result: Any) -> Any:
     received = self._receive(truth, acting, actual, draws)
     names = ("azimuth", "elevation", "range", "power", "symbols")
     pairs = {f"{name} of the labels": (getattr(result.truth, name), getattr(truth, name)) for name in names}
-    parts = {
-        "channel": nominal.channel,
-        "codes": nominal.codes,
-        "snapshots": received[0],
-        "noise_variance": received[1],
-    }
+    parts = {"channel": nominal.channel, "codes": nominal.codes}
+    parts |= {"snapshots": received[0], "noise_variance": received[1]}
     return pairs | {n: (getattr(result, n), value) for n, value in parts.items() if value is not None}
 
 
@@ -1070,12 +1021,9 @@ def _groups(network: Any, spec: Any, result: list[dict[str, Any]]) -> Any:
 @_of("metrics:gospa")
 def _gospa(truth: Any, found: Any, cutoff_m: float) -> Any:
     values = []
-    for one, two in zip(
-        zip(truth.azimuth, truth.elevation, truth.range, strict=True),
-        zip(found.azimuth, found.elevation, found.range, strict=True),
-        strict=True,
-    ):
-        X, Y = (torch.stack(_direction(a, e), -1) * r[:, None] for a, e, r in (one, two))
+    u = [torch.stack(_direction(one.azimuth, one.elevation), -1) for one in (truth, found)]
+    places = (one * some.range[..., None] for one, some in zip(u, (truth, found), strict=True))
+    for X, Y in zip(*places, strict=True):
         X, Y = X[X.isfinite().all(-1)], Y[Y.isfinite().all(-1)]
         cost = (X[:, None] - Y).square().sum(-1).clamp_max(cutoff_m**2).numpy()
         least = cost[linear_sum_assignment(cost)].sum() if cost.size else 0.0
@@ -1098,26 +1046,20 @@ def _learner(self: Any, spec: Any) -> Any:
     kind = type(self.optimizer).__name__
     options = {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "maximize": False}
     found = {f"number of steps of the schedule{unit}": (float(len(self.factors)), float(steps))}
-    found[f"the optimizer, AdamW{'' if kind == 'AdamW' else f' (it is {kind})'}"] = (
-        float(kind == "AdamW"),
-        1.0,
-    )
+    other = "" if kind == "AdamW" else f" (it is {kind})"
+    found[f"the optimizer, AdamW{other}"] = (float(not other), 1.0)
     for name, usual in options.items():
         wrong = [group[name] for group in self.optimizer.param_groups if group.get(name, usual) != usual]
-        found[f"{name} of the optimizer{f' (it is {wrong[0]}, not {usual})' if wrong else ''}"] = (
-            float(len(wrong)),
-            0.0,
-        )
+        other = f" (it is {wrong[0]}, not {usual})" if wrong else ""
+        found[f"{name} of the optimizer{other}"] = (float(len(wrong)), 0.0)
     return found | {f"average of {n}": (value, self.weights[n]) for n, value in self.average.items()}
 
 
 @_of("nn.learner:Learner._set_learning_rate")
 def _rates(self: Any) -> Any:
     factor = float(self.factors[min(int(self.taken), len(self.factors) - 1)])
-    groups = enumerate(self.optimizer.param_groups)
-    return {
-        f"learning rate of group {n}, {g['name']}": (float(g["lr"]), g["highest"] * factor) for n, g in groups
-    }
+    groups = {f"group {n}, {one['name']}": one for n, one in enumerate(self.optimizer.param_groups)}
+    return {f"learning rate of {n}": (float(g["lr"]), g["highest"] * factor) for n, g in groups.items()}
 
 
 @_of("nn.data:beta_at")
@@ -1127,12 +1069,8 @@ def _beta(spec: Any, epoch: int, seed: int) -> float:
     return planned if jitter < 1e-5 else min(1.0, max(0.0, planned + spec.beta_jitter * turn))
 
 
-HANDED_ON = frozenset(
-    (
-        "nn.checkpoint:optimizer_tensors",
-        "nn.learner:Learner.tensors",
-        "nn.losses:Targets.of",
-        "simulation.simulator:Simulator.__call__",
-    )
+HANDED_ON = names(
+    "nn.checkpoint:optimizer_tensors nn.learner:Learner.tensors nn.losses:Targets.of "
+    "simulation.simulator:Simulator.__call__"
 )
 """Functions that hand on what they are given, which must not change."""

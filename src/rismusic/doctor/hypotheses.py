@@ -266,27 +266,20 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def explanation(
-    found: Sequence[Value],
-    definitions: Sequence[Definition],
-    tolerance: float = TOLERANCE,
+    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
-    Args:
-        found: the value of the code under test in each case.
-        definitions: calculates the right value of each case.
-        tolerance: largest relative distance of equal values.
+    ``tolerance``: largest relative distance of equal values.
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]
     wrong = [_wide(value) for value in found]
-    if any(
-        w.dtype != r.dtype or w.shape != r.shape or not bool(w.isfinite().all())
-        for w, r in zip(wrong, right, strict=True)
-    ):
+    pairs = list(zip(wrong, right, strict=True))
+    if any(w.dtype != r.dtype or w.shape != r.shape or not bool(w.isfinite().all()) for w, r in pairs):
         return ""
     # First the case that tells most. A case whose values agree only says which changes do too much.
-    off = [float((w - r).norm() / r.norm().clamp_min(1e-30)) for w, r in zip(wrong, right, strict=True)]
+    off = [float((w - r).norm() / r.norm().clamp_min(1e-30)) for w, r in pairs]
     order = sorted(range(len(off)), key=lambda case: -off[case])
     wrong, right = ([some[case] for case in order] for some in (wrong, right))
     definitions = [definitions[case] for case in order]
@@ -319,8 +312,7 @@ def explanation(
                 one = _wide(definitions[case]())
         except _INAPPLICABLE:
             return None
-        same = one.shape == wrong[case].shape and one.dtype == wrong[case].dtype
-        return one if same else None
+        return one if one.shape == wrong[case].shape and one.dtype == wrong[case].dtype else None
 
     def explains(site: Site, change: _Change, first: Tensor | None) -> bool:
         cases = range(len(definitions))
@@ -448,10 +440,8 @@ def _with(index: int, number: float) -> _Change:
 def _other_numbers(number: float) -> list[float]:
     found = []
     for form in _NUMBERS:
-        try:
+        with suppress(ValueError, ZeroDivisionError, OverflowError):
             found.append(form(float(number)))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            continue
     return [one for one in dict.fromkeys(found) if one != number and math.isfinite(one)]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rismusic.doctor.report import listed, must_be_zero
+from rismusic.doctor.report import Findings, listed
 from rismusic.doctor.state import Hook
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.nn.monitors import Finding, at_most
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear, nn.RNNBase)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d)
@@ -35,17 +35,7 @@ _ZERO = 0.5
 
 @dataclass
 class LayerRecord:
-    """Measurements of the layers in one forward pass.
-
-    Args:
-        first: name, root mean square of the input, and ratio of its features' scales, of the first layer with
-            weights.
-        dead: share of dead units of each rectifier.
-        saturated: share of saturated outputs of each saturating activation.
-        output: first tensor of the outermost module's output.
-        weighted: names of the layers with weights, in the order of their first call.
-        sizes: root mean square of the output of each of these layers at its first call.
-    """
+    """Measurements of the layers in one forward pass, by name of the layer."""
 
     first: tuple[str, float, float] | None = None
     dead: dict[str, float] = field(default_factory=dict)
@@ -59,14 +49,11 @@ class LayerRecord:
     def observe(self, func: Any, args: Sequence[Any], result: Any) -> None:
         """Observer of a :class:`~rismusic.doctor.calls.CallRecorder`: measures activations."""
         kind = _ACTIVATIONS.get(getattr(func, "__name__", ""))
-        if kind is not None and self.path and isinstance(result, Tensor):
-            self.see_activation(self.path[-1], kind, result)
-
-    def see_activation(self, name: str, kind: str, value: Tensor) -> None:
-        """Measure an activation, ``relu``, ``tanh`` or ``sigmoid``."""
+        if kind is None or not self.path or not isinstance(result, Tensor):
+            return
+        name, value = self.path[-1], result.detach()
         if not value.is_floating_point() or value.ndim < 2 or value.shape[0] < 4 or not value.numel():
             return
-        value = value.detach()
         if kind == "relu":
             # A unit is a channel of a feature map, or an entry of a vector.
             flat = value.flatten(2).amax(2) if value.ndim > 3 else value.flatten(0, -2)
@@ -87,84 +74,55 @@ class LayerRecord:
         if len(sizes) < 4:
             return []
         first, last = next(iter(sizes)), max(sizes, key=sizes.__getitem__)
-        return [
-            at_most(
-                f"activations at {last} over those at {first}",
-                sizes[last] / sizes[first],
-                _GROWTH,
-                "the initial weights are too large: the activations grow from layer to layer.",
-                "Use the default initialisation (standard deviation 1 / sqrt(inputs)), or normalisation.",
-            )
-        ]
+        measured = sizes[last] / sizes[first]
+        meaning = "the initial weights are too large: the activations grow from layer to layer."
+        advice = "Use the default initialisation (standard deviation 1 / sqrt(inputs)), or normalisation."
+        return [at_most(f"activations at {last} over those at {first}", measured, _GROWTH, meaning, advice)]
 
     def input_findings(self) -> list[Finding]:
         """Findings of the size of the input and of its features."""
-        found: list[Finding] = []
+        found = Findings()
         if self.first is not None and all(map(math.isfinite, self.first[1:])):
             name, size, ratio = self.first
-            found += [
-                at_most(
-                    f"root mean square of the network's input (at {name})",
-                    size,
-                    _LARGEST_INPUT,
-                    f"the input of {name} is not normalised: its values are of order {size:.0g}.",
-                    "Scale the inputs to mean 0 and standard deviation 1.",
-                ),
-                at_least(
-                    f"root mean square of the network's input (at {name}), lower limit",
-                    size,
-                    _SMALLEST_INPUT,
-                    f"the input of {name} is nearly 0: divided twice, or in another unit?",
-                    "Scale the inputs to mean 0 and standard deviation 1.",
-                ),
-                at_most(
-                    "largest over smallest standard deviation of the input's features",
-                    ratio,
-                    _FEATURE_RATIO,
-                    "the features of the input have very different scales, so most are ignored at first.",
-                    "Scale each feature to mean 0 and standard deviation 1.",
-                ),
-            ]
+            meaning = f"the input of {name} is not normalised: its values are of order {size:.0g}."
+            advice = "Scale the inputs to mean 0 and standard deviation 1."
+            what = f"root mean square of the network's input (at {name})"
+            found.at_most(what, size, _LARGEST_INPUT, meaning, advice)
+            meaning = f"the input of {name} is nearly 0: divided twice, or in another unit?"
+            found.at_least(f"{what}, lower limit", size, _SMALLEST_INPUT, meaning, advice)
+            found.at_most(
+                "largest over smallest standard deviation of the input's features",
+                ratio,
+                _FEATURE_RATIO,
+                "the features of the input have very different scales, so most are ignored at first.",
+                "Scale each feature to mean 0 and standard deviation 1.",
+            )
         return found
 
     def unit_findings(self) -> list[Finding]:
         """Findings of dead and saturated units."""
-        found: list[Finding] = []
-        for what, shares, limit, meaning, advice in (
-            (
-                "dead",
-                self.dead,
-                _DEAD,
-                "the units are 0 for every sample (dead ReLU), and get no gradient.",
-                "Lower the learning rate, check the bias, and scale the inputs.",
-            ),
-            (
-                "saturated",
-                self.saturated,
-                _SATURATED,
-                "the activations are at their limits (saturated), where the gradient vanishes.",
-                "Use smaller initial weights, and scale the inputs.",
-            ),
-        ):
-            if shares:
-                name = max(shares, key=shares.__getitem__)
-                found.append(
-                    at_most(f"largest share of {what} units ({name})", shares[name], limit, meaning, advice)
-                )
+        found = Findings()
+        if self.dead:
+            name, share = max(self.dead.items(), key=lambda pair: pair[1])
+            meaning = "the units are 0 for every sample (dead ReLU), and get no gradient."
+            advice = "Lower the learning rate, check the bias, and scale the inputs."
+            found.at_most(f"largest share of dead units ({name})", share, _DEAD, meaning, advice)
+        if self.saturated:
+            name, share = max(self.saturated.items(), key=lambda pair: pair[1])
+            meaning = "the activations are at their limits (saturated), where the gradient vanishes."
+            advice = "Use smaller initial weights, and scale the inputs."
+            found.at_most(f"largest share of saturated units ({name})", share, _SATURATED, meaning, advice)
         return found
 
 
 def _first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, Tensor):
         return value
-    parts = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    )
-    for part in parts:
-        found = _first_tensor(part)
-        if found is not None:
-            return found
-    return _first_tensor(vars(value)) if hasattr(value, "__dataclass_fields__") else None
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, Mapping):
+        value = vars(value)
+    parts = value.values() if isinstance(value, Mapping) else value
+    found = map(_first_tensor, parts if isinstance(value, (Mapping, list, tuple)) else ())
+    return next((one for one in found if one is not None), None)
 
 
 @contextmanager
@@ -178,19 +136,15 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             value = _first_tensor(given)
             if isinstance(part, (*_NORMS, nn.Embedding)) and record.first is None:
                 record.normalised = True
-            elif (
-                isinstance(part, _NORMS) and record.first is not None and record.weighted == [record.first[0]]
-            ):
+            elif isinstance(part, _NORMS) and record.first and record.weighted == [record.first[0]]:
                 # The size of the first layer's output does not matter.
                 record.first = (record.first[0], 1.0, record.first[2])
             if not isinstance(part, _WEIGHTED):
                 return
             if name not in record.weighted:
                 record.weighted.append(name)
-            if value is not None and (
-                record.first is None or (record.first[0] == name and record.first[1] == 0)
-            ):
-                # Inputs of 0 are no sample of the data.
+            # Inputs of 0 are no sample of the data.
+            if value is not None and (record.first is None or record.first[:2] == (name, 0)):
                 record.first = None if record.normalised else _input_size(name, value, part)
 
         return hook
@@ -234,13 +188,7 @@ def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, 
 
 
 def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: list[str]) -> list[Finding]:
-    """Vanishing and exploding gradients: those of the first layers over those of the last ones.
-
-    Args:
-        module: the network.
-        gradients: by name of the parameter.
-        order: names of the layers with weights in the order of their calls.
-    """
+    """Vanishing and exploding gradients: those of the first layers (in order) over the last ones."""
     weights = dict(module.named_parameters())
     sizes: dict[str, float] = {}
     for layer in order:
@@ -252,56 +200,43 @@ def depth_findings(module: nn.Module, gradients: Mapping[str, Tensor], order: li
     names = list(sizes)
     if len(names) < 4:
         return []
-    half = len(names) // 2
-    early = min(names[:half], key=sizes.__getitem__)
-    late = max(names[half:], key=sizes.__getitem__)
-    largest, last = max(names[:half], key=sizes.__getitem__), min(names[half:], key=sizes.__getitem__)
-    return [
-        at_least(
-            f"gradient of {early} over that of {late}",
-            sizes[early] / sizes[late],
-            _VANISHING,
-            f"the gradient vanishes on its way to the first layers ({listed([early])}).",
-            "Use ReLU or GELU in place of sigmoid or tanh, normalisation, skip connections, or larger "
-            "weights.",
-        ),
-        at_most(
-            f"gradient of {largest} over that of {last}",
-            sizes[largest] / sizes[last],
-            1 / _VANISHING,
-            "the gradient explodes on its way to the first layers.",
-            "Use smaller initial weights, normalisation, or skip connections.",
-        ),
-    ]
+    first, second = names[: len(names) // 2], names[len(names) // 2 :]
+    early, late = min(first, key=sizes.__getitem__), max(second, key=sizes.__getitem__)
+    largest, last = max(first, key=sizes.__getitem__), min(second, key=sizes.__getitem__)
+    found = Findings()
+    found.at_least(
+        f"gradient of {early} over that of {late}",
+        sizes[early] / sizes[late],
+        _VANISHING,
+        f"the gradient vanishes on its way to the first layers ({listed([early])}).",
+        "Use ReLU or GELU in place of sigmoid or tanh, normalisation, skip connections, or larger weights.",
+    )
+    measured = sizes[largest] / sizes[last]
+    meaning = "the gradient explodes on its way to the first layers."
+    advice = "Use smaller initial weights, normalisation, or skip connections."
+    found.at_most(f"gradient of {largest} over that of {last}", measured, 1 / _VANISHING, meaning, advice)
+    return found
 
 
 def initial_findings(module: nn.Module) -> list[Finding]:
     """Initial weights of 0, apart from single layers that start at 0 on purpose (heads, gates, residuals)."""
     matrices = {n: p for n, p in module.named_parameters() if p.requires_grad and p.ndim > 1}
     zero = [name for name, value in matrices.items() if not bool(value.detach().any())]
-    alike = [
-        name
-        for name, value in matrices.items()
-        if len(value) > 1
-        and bool(value.detach().any())
-        and bool((value.detach() == value.detach()[:1]).all())
-    ]
+    drawn = {name: value.detach() for name, value in matrices.items() if len(value) > 1 and name not in zero}
+    alike = [name for name, value in drawn.items() if bool((value == value[:1]).all())]
     if len(matrices) < 2:
         return []
-    return [
-        must_be_zero(
-            "weight matrices whose units are all alike at the start",
-            len(alike),
-            f"the initial weights of {listed(alike)} are the same for all units, so these learn the same.",
-        ),
-        at_most(
-            "share of the weight matrices that are 0 at the start",
-            len(zero) / len(matrices),
-            _ZERO,
-            f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
-            "different features.",
-        ),
-    ]
+    found = Findings()
+    meaning = f"the initial weights of {listed(alike)} are the same for all units, so these learn the same."
+    found.must_be_zero("weight matrices whose units are all alike at the start", len(alike), meaning)
+    found.at_most(
+        "share of the weight matrices that are 0 at the start",
+        len(zero) / len(matrices),
+        _ZERO,
+        f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
+        "different features.",
+    )
+    return found
 
 
 def without_gradient(sizes: Mapping[str, float]) -> list[str]:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, report_of
 from rismusic.doctor.state import names, row_codes
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
-from rismusic.doctor.tape_checks import Samples, attempted, chosen_samples, size_of
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
+from rismusic.nn.monitors import Finding, Report, at_least
 
 # Fewest steps after which a network should know more than a constant.
 _FEWEST_STEPS = 40
@@ -43,17 +43,7 @@ _LINEAR = names(
 
 @dataclass
 class LearningChecks:
-    """A loop at its end.
-
-    Args:
-        first: the first tape of each kind of loss.
-        tapes: tapes of one kind of loss, each batch once: of all steps, and of the last ones.
-        initial: the first values of the weights.
-        steps: number of steps.
-        own: keys of the weights that an optimizer holds.
-        alone: whether there is one optimizer only.
-        settings: how the loop trains, if there is one optimizer.
-    """
+    """A loop at its end; ``tapes``: of one kind of loss, each batch once, of all steps, and of the last."""
 
     first: Mapping[str, Tape]
     tapes: tuple[list[Tape], list[Tape]]
@@ -66,11 +56,7 @@ class LearningChecks:
     @property
     def reports(self) -> list[Report]:
         """[TERMS], [RETRAIN], and [LEARNED]."""
-        checks = (
-            ("TERMS", self.terms),
-            ("RETRAIN", self.changed_settings),
-            ("LEARNED", self.learned),
-        )
+        checks = (("TERMS", self.terms), ("RETRAIN", self.changed_settings), ("LEARNED", self.learned))
         text = "the last batches, repeated with the last weights"
         return [
             report_of(tag, f"left out: {reason}" if reason else text, findings)
@@ -86,18 +72,17 @@ class LearningChecks:
         terms = terms_of(last)
         if len(terms) < 2 or not any(term.data for term in terms):
             raise LeftOutError("the loss is no sum of terms that compare with data")
-        found: list[Finding] = []
+        found = Findings()
         first = self.first.get(last.kind, last)
         early = term_gradients(Replay(first, {k: self.initial[k] for k in first.weights}), terms_of(first))
         late = term_gradients(Replay(last), terms)
         idle = [term.name for term, norms in zip(terms, late, strict=True) if not any(norms.values())]
-        found.append(
-            must_be_zero(
-                "terms of the loss without a gradient",
-                len(idle) if _made(last, [term.key for term in terms]) else 0,
-                f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
-                "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
-            )
+        made = {key for call in last.calls if not call.pure for key in (*call.outs, *call.mutated)}
+        found.must_be_zero(
+            "terms of the loss without a gradient",
+            len(idle) if all(term.key in made or term.key in last.weights for term in terms) else 0,
+            f"{listed(idle)} of the loss has no gradient: its weight is 0, or it is detached.",
+            "Remove it, or give it a weight, and remove detach(), item() and no_grad.",
         )
         data = [k for k, term in enumerate(terms) if term.data]
         if self.steps < _FEWEST_STEPS or not self.alone or len(tapes) < 4:
@@ -111,23 +96,20 @@ class LearningChecks:
                 continue
             keys = [terms_of(tape)[k].key for tape in tapes]
             constant = sum(constant_losses([Batch(tape, {}) for tape in tapes], keys)) / len(tapes)
-            own = sum(float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)) / len(
-                tapes
-            )
+            values = [float(Replay(t).base[key].mean()) for t, key in zip(tapes, keys, strict=True)]
+            own = sum(values) / len(tapes)
             if constant <= 1e-3 * abs(own):
                 # A term that is lowest for a constant output, such as the pull of a contrastive loss.
                 continue
-            found.append(
-                at_least(
-                    f"gain of {terms[k].name} over the best constant output, relative",
-                    (constant - own) / max(abs(constant), 1e-12),
-                    _GAIN,
-                    f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
-                    f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
-                    "and outweighs it.",
-                    "Weight the terms so that their gradients are of one size: average or sum all alike, "
-                    "scale targets.",
-                )
+            found.at_least(
+                f"gain of {terms[k].name} over the best constant output, relative",
+                (constant - own) / max(abs(constant), 1e-12),
+                _GAIN,
+                f"{terms[k].name} of the loss is not learned: it is {own:.3g}, with the best constant "
+                f"output {constant:.3g}. The gradient of {terms[j].name} is {ratio:.3g} times as large "
+                "and outweighs it.",
+                "Weight the terms so that their gradients are of one size: average or sum all alike, "
+                "scale targets.",
             )
         return found
 
@@ -176,30 +158,24 @@ class LearningChecks:
         if not tapes[-1].targets:
             if _bypassed(tapes[-1]):
                 raise LeftOutError("the loss compares with no data outside the network, but maybe within it")
-            return [
-                at_least(
-                    name,
-                    gain if gain < 0 else max(gain, _GAIN),
-                    0.0,
-                    f"{text}: the loss compares outputs with no data, and is lowest where they do not depend "
-                    "on the input. The targets are missing from it.",
-                )
-            ]
+            meaning = (
+                f"{text}: the loss compares outputs with no data, and is lowest where they do not depend on "
+                "the input. The targets are missing from it."
+            )
+            return [at_least(name, gain if gain < 0 else max(gain, _GAIN), 0.0, meaning)]
         if gain >= _GAIN and start - end > _GAIN * abs(start):
             learned = level - sum(network) / len(used)
-            found = [*wrong(""), *self._generalises(tapes)]
+            found = Findings([*wrong(""), *self._generalises(tapes)])
             if any(call.name == "batch_norm" and call.kwargs.get("training") for call in used[-1].calls):
                 running = [Replay(tape, running=True).loss for tape in used]
-                found.append(
-                    at_most(
-                        "loss with the running statistics of batch normalisation, over what was learned",
-                        (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
-                        0.7,
-                        "in evaluation mode the network loses what it has learned: the running statistics "
-                        "of batch normalisation do not fit the data (momentum, small batches, data of "
-                        "another scale).",
-                        "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
-                    )
+                found.at_most(
+                    "loss with the running statistics of batch normalisation, over what was learned",
+                    (sum(running) - sum(network)) / len(used) / max(learned, 1e-12),
+                    0.7,
+                    "in evaluation mode the network loses what it has learned: the running statistics "
+                    "of batch normalisation do not fit the data (momentum, small batches, data of "
+                    "another scale).",
+                    "Use larger batches or a momentum of 0.1, or normalise over channels (GroupNorm).",
                 )
             return found
         best = self._anew([Batch(tape, {}) for tape in tapes], min(self.steps, 200))
@@ -279,12 +255,10 @@ class LearningChecks:
         held = max(1, len(batches) // 4)
         weights = {k: self.initial.get(k, v.detach()) for k, v in batches[0].tape.weights.items()}
         start = time.process_time()
-        train_anew(batches, weights, held, 1e-3, 4, list(self.own))
+        train_anew(batches, weights, held, 1e-3, 4, self.own)
         each = (time.process_time() - start) / 8
         steps = max(20, min(steps, int(_SECONDS / 3 / max(each, 1e-6))))
-        found = [
-            train_anew(batches, weights, held, rate, steps, list(self.own)) for rate in (1e-3, 3e-3, 2e-2)
-        ]
+        found = [train_anew(batches, weights, held, rate, steps, self.own) for rate in (1e-3, 3e-3, 2e-2)]
         best = min(found, key=lambda one: one.held)
         best.learned = min(one.learned for one in found)
         best.falling = max(one.falling for one in found)
@@ -308,13 +282,10 @@ def terms_of(tape: Tape) -> list[Term]:
     def split(key: int, depth: int = 0) -> None:
         call = maker.get(key)
         if call is not None and not call.pure and depth < 40 and not call.inside:
-            dependent = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
-            if call.name in _SUMS and len(dependent) > 1:
-                for one in dependent:
-                    split(one, depth + 1)
-                return
-            if call.name == "stack" or (call.name in (_SUMS | _LINEAR) and len(dependent) == 1):
-                for one in dependent:
+            parts = [one for one in dict.fromkeys(call.reads) if one in maker or one in tape.weights]
+            kept = call.name in (_SUMS | _LINEAR) and len(parts) == 1
+            if kept or call.name == "stack" or (call.name in _SUMS and len(parts) > 1):
+                for one in parts:
                     split(one, depth + 1)
                 return
         found.append(key)
@@ -347,9 +318,8 @@ def term_gradients(replay: Replay, terms: Sequence[Term]) -> list[dict[int, floa
             found.append({})
             continue
         (factor,) = torch.autograd.grad(loss, [value], retain_graph=True, allow_unused=True)
-        parts = torch.autograd.grad(
-            [value], list(weights.values()), [factor], retain_graph=True, allow_unused=True
-        )
+        by = list(weights.values())
+        parts = torch.autograd.grad([value], by, [factor], retain_graph=True, allow_unused=True)
         found.append({k: 0.0 if g is None else float(g.norm()) for k, g in zip(weights, parts, strict=True)})
     return found
 
@@ -369,28 +339,19 @@ def outputs_below(tape: Tape) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def pooled(tapes: Sequence[Tape], samples: Samples) -> dict[int, Tensor]:
-    """The data of all tapes of one kind together, by key of the last one, along the samples."""
-    alike = [tape for tape in tapes if chosen_samples(tape).number == samples.number]
-    pools: dict[int, Tensor] = {}
-    for place, key in enumerate(tapes[-1].roots):
-        if key in samples.axes:
-            parts = [list(tape.roots.values())[place].value for tape in alike]
-            pools[key] = torch.cat(parts, samples.axes[key])
-    return pools
-
-
 def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
     """Batches of distinct rows, from tapes of one kind, and share and number of the rows that are distinct.
 
     Few rows are drawn again and again, a quarter of them for the last batches only.
-
-    Raises:
-        LeftOutError: the rows cannot be exchanged between batches.
     """
     template = tapes[-1]
     samples = chosen_samples(template)
-    pools = pooled(tapes, samples)
+    # The data of all tapes together, by key of the last one, along the samples.
+    alike = [list(tape.roots.values()) for tape in tapes if chosen_samples(tape).number == samples.number]
+    pools: dict[int, Tensor] = {}
+    for place, key in enumerate(template.roots):
+        if key in samples.axes:
+            pools[key] = torch.cat([roots[place].value for roots in alike], samples.axes[key])
     own = [key for key in template.inputs if key in pools] or [samples.primary]
     codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
     first: dict[tuple[float, ...], int] = {}
@@ -408,20 +369,14 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
         ]
     for index in parts:
         if len(index) == samples.number:
-            roots = {
-                k: pool.index_select(samples.axes[k], index.to(pool.device)) for k, pool in pools.items()
-            }
+            rows = {k: index.to(pool.device) for k, pool in pools.items()}
+            roots = {k: pool.index_select(samples.axes[k], rows[k]) for k, pool in pools.items()}
             batches.append(Batch(template, roots))
     return batches, len(kept) / len(codes), len(kept)
 
 
 def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float]:
-    """The losses of some batches with the output that is the best constant for the others.
-
-    Args:
-        batches: at least two, of one kind.
-        ends: the loss, or the term of it, of each.
-    """
+    """The losses (or terms) of batches of one kind with the constant output that is best for the others."""
     keys = [outputs_below(batch.tape) for batch in batches]
     replays = [batch.replay().keeping(own) for batch, own in zip(batches, keys, strict=True)]
     shapes = [[replay.base[key].shape[1:] for key in own] for replay, own in zip(replays, keys, strict=True)]
@@ -441,10 +396,8 @@ def constant_losses(batches: Sequence[Batch], ends: Sequence[int]) -> list[float
         optimizer = torch.optim.Adam(constants, lr=0.05 * scale)
 
         def loss_of(k: int, values: Sequence[Tensor] = constants) -> Tensor:
-            given = {
-                key: c.expand(replays[k].base[key].shape).clone()
-                for key, c in zip(keys[k], values, strict=True)
-            }
+            shapes = {key: replays[k].base[key].shape for key in keys[k]}
+            given = {key: c.expand(shapes[key]).clone() for key, c in zip(keys[k], values, strict=True)}
             return replays[k].run(given=given, ends=[ends[k]])[ends[k]].mean()
 
         for step in range(120):
@@ -499,32 +452,18 @@ class Trained:
 
 
 def train_anew(
-    batches: Sequence[Batch],
-    weights: Mapping[int, Tensor],
-    held: int,
-    rate: float,
-    steps: int,
-    trained: Sequence[int],
+    batches: Sequence[Batch], weights: Mapping[int, Tensor], held: int, rate: float, steps: int, own: set[int]
 ) -> Trained:
-    """Train the network from given weights on all but the last batches, with Adam.
-
-    Args:
-        batches: of one kind.
-        weights: initial values.
-        held: number of the last batches that are not learned from.
-        rate: learning rate.
-        steps: number of steps.
-        trained: keys of the weights that are trained.
-    """
+    """Train some weights on all batches of one kind but the last ones, with Adam."""
     replays = [batch.replay(weights).keeping(()) for batch in batches]
-    own = {k: v.clone().requires_grad_(k in trained) for k, v in replays[0].weights.items()}
-    optimizer = torch.optim.Adam([v for v in own.values() if v.requires_grad], lr=rate)
+    trained = {k: v.clone().requires_grad_(k in own) for k, v in replays[0].weights.items()}
+    optimizer = torch.optim.Adam([v for v in trained.values() if v.requires_grad], lr=rate)
     count = len(batches) - held
     best = Trained(rate, math.inf, math.inf)
 
     def loss_of(k: int) -> Tensor:
         replays[k].forget_statistics()
-        return replays[k].run(weights=own)[batches[k].tape.loss]
+        return replays[k].run(weights=trained)[batches[k].tape.loss]
 
     def mean(which: range) -> float:
         with torch.no_grad():
@@ -554,12 +493,6 @@ def _unrelated(name: str, gain: float, text: str, best: Trained, least: float) -
         "out): there are too few data, or inputs and targets do not belong together (labels shuffled, "
         "shifted, or of other rows).",
     )
-
-
-def _made(tape: Tape, keys: Sequence[int]) -> bool:
-    """Whether all of some tensors are made from weights."""
-    made = {key for call in tape.calls if not call.pure for key in (*call.outs, *call.mutated)}
-    return all(key in made or key in tape.weights for key in keys)
 
 
 def _ratio(norms: Sequence[dict[int, float]], k: int, j: int) -> float:

@@ -13,7 +13,7 @@ from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.function_definitions import loss_terms
 from rismusic.doctor.hypotheses import explanation, given
-from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.doctor.report import Findings, report_of
 from rismusic.io import Recording
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
@@ -32,14 +32,8 @@ _BACK_PROJECTED = 1e-2
 _DIFFERENCE = 1e-5
 # Losses with a gradient in every scene that has a source.
 _GRADIENT_IN_EVERY_SCENE = (
-    "covariance",
-    "covariance_predicted",
-    "subspace",
-    "count",
-    "heat_map",
-    "existence",
-    "angle",
-    "log_range",
+    *("covariance", "covariance_predicted", "subspace", "count"),
+    *("heat_map", "existence", "angle", "log_range"),
 )
 
 
@@ -100,10 +94,8 @@ def _gapless(targets: Targets, like: Prediction) -> Prediction:
 def trial_losses(case: Case) -> None:
     """Every loss of a prediction without an eigengap, and of a random one with much of R_samp."""
     recording = case.recording[: min(_SCENES, len(case.recording))]
-    targets, like = (
-        Targets.of(recording, case.learner.grid),
-        case.learner.predict(recording, averaged=False),
-    )
+    targets = Targets.of(recording, case.learner.grid)
+    like = case.learner.predict(recording, averaged=False)
     total_of(case, _gapless(targets, like), targets, beta=0.0)
     total_of(case, ref.random_prediction(like, seed=1), targets, beta=0.6)
 
@@ -112,8 +104,8 @@ def check_gradients(case: Case) -> Report:
     """[SLOPE]: gradients of each loss: equal to finite differences, finite, and non-zero in every scene."""
     recording = ref.recording_in_double(case.recording)
     targets = Targets.of(recording, case.learner.grid)
-    own = ref.prediction_in_double(case.learner.predict(case.recording, averaged=False))
-    findings = []
+    own = ref.doubled(case.learner.predict(case.recording, averaged=False))
+    findings = Findings()
     idle = dict.fromkeys(_GRADIENT_IN_EVERY_SCENE, 0.0)
     for random in (True, False):
         prediction = ref.random_prediction(own) if random else own
@@ -124,20 +116,18 @@ def check_gradients(case: Case) -> Report:
         }
         losses = total_of(case, replace(prediction, **leaves), targets)
         for name, loss in losses.terms.items():
-            gradients = _gradients(loss, leaves)
+            gradients = gradients_by(leaves, loss)
             if name in _GRADIENT_IN_EVERY_SCENE:
                 zero = torch.stack([g.abs().flatten(1).amax(1) for g in gradients.values()]).amax(0) == 0
                 idle[name] = max(idle[name], float(zero[targets.count.cpu() > 0].double().mean()))
             if not random:
                 continue
             bad = [key for key, g in gradients.items() if not bool(g.isfinite().all())]
-            findings.append(
-                must_be_zero(
-                    f"outputs for which the gradient of loss {name} is not finite",
-                    len(bad),
-                    f"the gradient by {', '.join(bad)} is not finite: through eigenvectors, or a root at 0?",
-                    "Project on the true steering vectors. No gradient may flow through eigenvectors.",
-                )
+            findings.must_be_zero(
+                f"outputs for which the gradient of loss {name} is not finite",
+                len(bad),
+                f"the gradient by {', '.join(bad)} is not finite: through eigenvectors, or a root at 0?",
+                "Project on the true steering vectors. No gradient may flow through eigenvectors.",
             )
             if not bad and name != "eigengap":
                 findings.append(_finite_difference(case, prediction, targets, name, gradients))
@@ -145,7 +135,7 @@ def check_gradients(case: Case) -> Report:
         start = _gapless(targets, own)
         leaf = start.angle_factor.detach().requires_grad_()
         loss = total_of(case, replace(start, angle_factor=leaf), targets).terms["eigengap"]
-        slope = _gradients(loss, {"angle_factor": leaf})
+        slope = gradients_by({"angle_factor": leaf}, loss)
         findings.append(_finite_difference(case, start, targets, "eigengap", slope))
     findings += [
         at_most(
@@ -161,8 +151,8 @@ def check_gradients(case: Case) -> Report:
     return report_of("SLOPE", f"{len(losses.terms)} losses", findings)
 
 
-def _gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradient by each output; zeros where there is none."""
+def gradients_by(leaves: Mapping[str, Tensor], loss: Tensor) -> dict[str, Tensor]:
+    """Gradient of a number by each tensor; zeros where there is none."""
     if not loss.requires_grad:
         return {name: torch.zeros_like(value) for name, value in leaves.items()}
     found = torch.autograd.grad(
@@ -207,7 +197,7 @@ def _finite_difference(
                 }
                 weights = {str(key): value for key, value in every_weight(case).items()}
                 loss = loss_terms(replace(prediction, **leaves), targets, 0.3, weights)[name]()
-                return _flat(_gradients(torch.as_tensor(loss), leaves))
+                return _flat(gradients_by(leaves, torch.as_tensor(loss)))
 
         cause = explanation([_flat(gradients)], [define])
     return at_most(
@@ -243,32 +233,22 @@ def check_symmetry(case: Case) -> Report:
     def largest_change(other: dict[str, float]) -> tuple[float, str]:
         return max((abs(other[n] - v) / max(abs(v), 1e-3), n) for n, v in base.items())
 
-    findings = []
+    findings = Findings()
     for what, other in (("sources", sources), ("heads", heads)):
         change, name = largest_change(other)
-        findings.append(
-            at_most(
-                f"largest relative change of a loss when the order of the {what} changes",
-                change,
-                1e-3,
-                f"loss {name} compares the {what} by index, not as a set. Unmatched heads learn the mean.",
-            )
+        meaning = f"loss {name} compares the {what} by index, not as a set. Unmatched heads learn the mean."
+        findings.at_most(
+            f"largest relative change of a loss when the order of the {what} changes", change, 1e-3, meaning
         )
     change, name = largest_change(doubled)
-    findings += [
-        at_most(
-            "largest relative change of a loss when every scene is repeated",
-            change,
-            1e-3,
-            f"the loss {name} is a sum over the scenes, not a mean. Its size depends on the batch size.",
-        ),
-        at_most(
-            "relative error of the total against the weighted sum of its terms",
-            abs(base["total"] - weighted) / max(abs(weighted), 1e-9),
-            1e-3,
-            "the total loss is not the weighted sum of its terms (a factor, a sign, or a missing term?).",
-        ),
-    ]
+    meaning = f"the loss {name} is a sum over the scenes, not a mean. Its size depends on the batch size."
+    findings.at_most("largest relative change of a loss when every scene is repeated", change, 1e-3, meaning)
+    findings.at_most(
+        "relative error of the total against the weighted sum of its terms",
+        abs(base["total"] - weighted) / max(abs(weighted), 1e-9),
+        1e-3,
+        "the total loss is not the weighted sum of its terms (a factor, a sign, or a missing term?).",
+    )
     return report_of("SYMMETRY", "order of sources and heads, number of scenes, total", findings)
 
 

@@ -7,6 +7,7 @@ module itself is used; weights, buffers, gradients, modes and random generators 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,16 +23,14 @@ from torch.nn.parameter import UninitializedParameter
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.layers import layer_record, update_ratio
 from rismusic.doctor.references import total_norm
-from rismusic.doctor.report import Diagnosis, must_be_zero, report_of
+from rismusic.doctor.report import Diagnosis, Findings, report_of
 from rismusic.doctor.state import (
     ERRORS,
     Networks,
     as_one,
-    optimizer_copy,
     restored,
     seeded,
     tensors_in,
-    to_double,
     widened,
 )
 from rismusic.doctor.tape import DRAWS
@@ -103,7 +102,7 @@ def diagnose_module(
                 raise
             except ERRORS as error:
                 text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                report = report_of(tag, f"left out: {text}", [])
+                report = report_of(tag, f"left out: {text}")
         reports.append(report)
         for line in report.lines:
             say(line)
@@ -143,9 +142,9 @@ class _ModuleUnderTest:
         with seeded(self.module, seed):
             value = self.loss(self.given, self.batch if batch is None else batch)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            kind = (
-                f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-            )
+            kind = f"type {type(value).__name__}"
+            if isinstance(value, Tensor):
+                kind = f"shape {list(value.shape)}"
             raise InputError("loss", f"it must return a scalar tensor; the result has {kind}")
         if value.is_complex():
             raise InputError("loss", "it must be real; the result is complex. Take its modulus or real part")
@@ -176,7 +175,7 @@ class _ModuleUnderTest:
     def optimizer(self, factor: float = 1.0) -> Iterator[torch.optim.Optimizer]:
         """The optimizer of the training, at a multiple of its learning rates."""
         if isinstance(self.make, torch.optim.Optimizer):
-            optimizer, state = self.make, optimizer_copy(self.make)
+            optimizer, state = self.make, copy.deepcopy(self.make.state_dict())
         else:
             optimizer, state = self.make(self.module.parameters()), None
         for group in optimizer.param_groups:
@@ -222,17 +221,10 @@ class _ModuleUnderTest:
             values.append(self.value())
         return values
 
-    @cached_property
-    def repeatable(self) -> bool:
-        """Whether the loss is the same in two evaluations with the same seeds."""
-        first, second = self.value(), self.value()
-        return abs(first - second) <= 1e-5 * max(abs(first), abs(second), 1e-12)
-
-    @cached_property
-    def random(self) -> bool:
-        """Whether the loss changes with the seeds."""
-        first, second = self.value(), self.value(seed=1)
-        return abs(first - second) > 1e-6 * max(abs(first), abs(second), 1e-12)
+    def change(self, seed: int) -> float:
+        """Relative difference of the loss from that in an evaluation with other seeds, or the same (0)."""
+        first, second = self.value(), self.value(seed=seed)
+        return abs(first - second) / max(abs(first), abs(second), 1e-12)
 
     def observed(self) -> CallRecorder:
         """The calls of one evaluation."""
@@ -261,42 +253,31 @@ class _ModuleUnderTest:
         value = self.evaluate()
         loss, size = float(value.detach()), total_norm(self.gradients())
         bad = sum(not bool(one.isfinite().all()) for one in tensors_in(self.batch))
-        weights = list(self.weights.values())
-        slopes = (
-            torch.autograd.grad(value, weights, allow_unused=True) if weights and value.requires_grad else ()
-        )
+        weights, slopes = list(self.weights.values()), tuple[Tensor | None]()
+        if weights and value.requires_grad:
+            slopes = torch.autograd.grad(value, weights, allow_unused=True)
         reached, frozen = any(one is not None for one in slopes), not weights
-        findings = [
-            must_be_zero(
-                "tensors of the batch that are not finite",
-                bad,
-                "the batch contains NaN or infinity.",
-            ),
-            must_be_zero(
-                "loss that is not finite",
-                not math.isfinite(loss),
-                "the loss is NaN or infinite.",
-                "Look for logarithms, square roots and divisions at 0, and for non-finite data in the batch.",
-            ),
-            at_least(
-                "loss with a gradient",
-                float(reached),
-                1.0,
-                "all parameters are frozen, so nothing can be learned."
-                if frozen
-                else "the loss is detached from the network, so nothing can be learned.",
-                "Set requires_grad of the parameters that are to learn."
-                if frozen
-                else f"Remove detach(), item(), no_grad and numpy between network and loss."
-                f"{self.observed().detached_lines}",
-            ),
-            must_be_zero(
-                "gradient that is not finite",
-                not math.isfinite(size),
-                "the gradient is NaN or infinite.",
-                "Square roots and norms have no derivative at 0, nor eigenvectors of equal eigenvalues.",
-            ),
-        ]
+        findings = Findings()
+        meaning = "the batch contains NaN or infinity."
+        findings.must_be_zero("tensors of the batch that are not finite", bad, meaning)
+        meaning = "the loss is NaN or infinite."
+        advice = "Look for logarithms, square roots and divisions at 0, and for non-finite data in the batch."
+        findings.must_be_zero("loss that is not finite", not math.isfinite(loss), meaning, advice)
+        findings.at_least(
+            "loss with a gradient",
+            float(reached),
+            1.0,
+            "all parameters are frozen, so nothing can be learned."
+            if frozen
+            else "the loss is detached from the network, so nothing can be learned.",
+            "Set requires_grad of the parameters that are to learn."
+            if frozen
+            else f"Remove detach(), item(), no_grad and numpy between network and loss."
+            f"{self.observed().detached_lines}",
+        )
+        meaning = "the gradient is NaN or infinite."
+        advice = "Square roots and norms have no derivative at 0, nor eigenvectors of equal eigenvalues."
+        findings.must_be_zero("gradient that is not finite", not math.isfinite(size), meaning, advice)
         return report_of("FINITE", f"loss {loss:.4g}, gradient {size:.3g}", findings)
 
     def predict(self) -> Tensor | None:
@@ -326,51 +307,44 @@ class _ModuleUnderTest:
         self.module.eval()
         first, second = (self.value(seed=seed) for seed in (0, 1))
         scale = max(abs(training), abs(first), abs(moved[0] - moved[-1]), 1e-12)
-        findings = [
-            at_most(
-                "relative change of the loss between two evaluations in evaluation mode",
-                0.0 if self._draws_on_purpose() else abs(first - second) / scale,
-                1e-5,
-                "the network is random in evaluation mode: noise or dropout that eval() does not turn off?",
-                "Use nn.Dropout, which eval() turns off, and draw no random numbers in evaluation mode.",
-            ),
-            at_most(
-                "relative difference of the loss between training and evaluation mode",
-                abs(training - first) / scale,
-                0.5,
-                "the network behaves differently in evaluation mode: batch normalisation, or much dropout?",
-                "Normalise over channels, use larger batches, or use less dropout.",
-            ),
-        ]
+        findings = Findings()
+        findings.at_most(
+            "relative change of the loss between two evaluations in evaluation mode",
+            0.0 if self._draws_on_purpose() else abs(first - second) / scale,
+            1e-5,
+            "the network is random in evaluation mode: noise or dropout that eval() does not turn off?",
+            "Use nn.Dropout, which eval() turns off, and draw no random numbers in evaluation mode.",
+        )
+        findings.at_most(
+            "relative difference of the loss between training and evaluation mode",
+            abs(training - first) / scale,
+            0.5,
+            "the network behaves differently in evaluation mode: batch normalisation, or much dropout?",
+            "Normalise over channels, use larger batches, or use less dropout.",
+        )
         return report_of("MODES", f"loss {training:.4g} in training, {first:.4g} in evaluation", findings)
 
     def _draws_on_purpose(self) -> bool:
         """Whether the loss draws random numbers other than dropout in evaluation mode, as a VAE does."""
-        drawn: list[str] = []
-
-        def see(func: Any, *_: Any) -> None:
-            name = getattr(func, "__name__", "")
-            if name in DRAWS:
-                drawn.append(name)
-
-        with CallRecorder(see):
+        called: set[str] = set()
+        with CallRecorder(lambda func, *_: called.add(getattr(func, "__name__", ""))):
             self.evaluate()
-        return bool(drawn)
+        return not called.isdisjoint(DRAWS)
 
     def check_precision(self) -> Report:
         """[PRECISION]: the loss in single against double precision."""
         self.module.train()
-        if self.random:
+        if self.change(1) > 1e-6:
             self.module.eval()
             first, second = self.value(), self.value(seed=1)
             if first != second:
-                return report_of("PRECISION", "left out: the loss is random, also in evaluation mode", [])
+                return report_of("PRECISION", "left out: the loss is random, also in evaluation mode")
         if all(weight.dtype in (torch.float64, torch.complex128) for weight in self.module.parameters()):
-            return report_of("PRECISION", "left out: the network is in double precision", [])
+            return report_of("PRECISION", "left out: the network is in double precision")
         single = self.value()
         with self.in_double() as batch:
             if batch is None:
-                return report_of("PRECISION", f"left out: {self._not_double}", [])
+                return report_of("PRECISION", f"left out: {self._not_double}")
             double = self.value(batch)
         off = abs(single - double) / max(abs(double), 1e-2 * abs(self.scale), 1e-9)
         finding = at_most(
@@ -395,7 +369,8 @@ class _ModuleUnderTest:
         """The network and the batch in double precision; None where a part of the loss stays in single."""
         batch = widened(self.batch)
         with restored(self.module):
-            to_double(self.module)
+            for tensor in [*self.module.parameters(), *self.module.buffers()]:
+                tensor.data = widened(tensor.data)
             try:
                 result = self.evaluate(batch)
                 moved = result.dtype == torch.float64
@@ -409,23 +384,18 @@ class _ModuleUnderTest:
     def check_gradient(self) -> Report:
         """[SLOPE]: the gradient against finite differences in double precision."""
         self.module.train()
-        if not self.repeatable:
-            return report_of(
-                "SLOPE", "left out: the loss differs between evaluations with the same seeds", []
-            )
+        if not self.change(0) <= 1e-5:
+            return report_of("SLOPE", "left out: the loss differs between evaluations with the same seeds")
         rounded = list(self.observed().rounded)
         with self.in_double() as batch:
             if batch is None:
-                return report_of("SLOPE", f"left out: {self._not_double}", [])
+                return report_of("SLOPE", f"left out: {self._not_double}")
             gradients = self.gradients(batch)
             errors, size = self._slope_errors(batch, gradients), total_norm(gradients)
         worst = max(errors, key=lambda name: errors[name], default="")
         if errors and errors[worst] > 0.01 and rounded:
-            return report_of(
-                "SLOPE",
-                f"left out: the network rounds ({', '.join(rounded)}), so it is not differentiable",
-                [],
-            )
+            text = f"left out: the network rounds ({', '.join(rounded)}), so it is not differentiable"
+            return report_of("SLOPE", text)
         value, left = errors.get(worst, 0.0), len(gradients) - len(errors)
         finding = at_most(
             "relative error of the gradient against finite differences of the loss",
@@ -448,9 +418,7 @@ class _ModuleUnderTest:
             # One parameter at a time, along its gradient; the random part shows what the gradient leaves out.
             noise = torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g.device)
             direction = g / g.norm().clamp_min(1e-30) + 0.3 * noise / noise.norm().clamp_min(1e-30)
-            expected = (
-                float((g.conj() * direction).real.sum()) if g.is_complex() else float((g * direction).sum())
-            )
+            expected = float((g.conj() * direction).real.sum())
             found = []
             for step in _DIFFERENCES:
                 values = []
@@ -459,9 +427,8 @@ class _ModuleUnderTest:
                         weights[name].add_(direction, alpha=sign * length * step)
                     values.append(self.value(batch))
                 rise = (values[0] - values[1]) / (2 * length * step)
-                found.append(
-                    (rise, abs(rise - expected) / max(abs(rise), abs(expected), _SMALL * size, 1e-12))
-                )
+                most = max(abs(rise), abs(expected), _SMALL * size, 1e-12)
+                found.append((rise, abs(rise - expected) / most))
             (one, first), (two, second) = found
             if abs(one - two) <= 0.05 * max(abs(one), abs(two), _SMALL * size):
                 errors[name] = min(first, second)
@@ -474,14 +441,9 @@ class _ModuleUnderTest:
         first = self.value()
         with self.optimizer() as optimizer:
             self.train(optimizer, 1)
-            ratio = max(
-                (
-                    update_ratio(w.detach() - before[n], before[n])
-                    for n, w in self.weights.items()
-                    if w.ndim > 1
-                ),
-                default=0.0,
-            )
+            matrices = {name: w.detach() for name, w in self.weights.items() if w.ndim > 1}
+            ratios = (update_ratio(w - before[name], before[name]) for name, w in matrices.items())
+            ratio = max(ratios, default=0.0)
             self.train(optimizer, steps - 1)
         last = self.value()
         for name, weight in self.weights.items():
@@ -494,18 +456,17 @@ class _ModuleUnderTest:
                 "a step, so the learning rate is too low."
             )
             advice = "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step."
-        findings = [
-            at_least(
-                f"relative decrease of the loss in {steps} steps on one batch", decrease, 0.0, meaning, advice
-            ),
-            at_most(
-                "relative change of a weight matrix by the first step",
-                ratio,
-                0.5,
-                "the initial weights are lost in one step.",
-                "Lower the learning rate or the weight decay.",
-            ),
-        ]
+        findings = Findings()
+        findings.at_least(
+            f"relative decrease of the loss in {steps} steps on one batch", decrease, 0.0, meaning, advice
+        )
+        findings.at_most(
+            "relative change of a weight matrix by the first step",
+            ratio,
+            0.5,
+            "the initial weights are lost in one step.",
+            "Lower the learning rate or the weight decay.",
+        )
         return report_of("LITMUS", f"loss {first:.4g} -> {last:.4g} in {steps} steps", findings)
 
     def _decrease(self, first: float, last: float) -> tuple[float, str, str]:
@@ -556,7 +517,7 @@ class _ModuleUnderTest:
             spreads.append(_spread(self.predict()))
         before, after = spreads
         if math.isnan(before) or math.isnan(after):
-            return report_of("CONSTANT", "left out: the loss calls no module with an output of samples", [])
+            return report_of("CONSTANT", "left out: the loss calls no module with an output of samples")
         finding: Finding = at_least(
             "spread of the outputs over the samples after some steps, over their size",
             after,

@@ -184,11 +184,7 @@ def residual_over_noise(
 
 
 def best_explanation(errors: Mapping[str, float]) -> str:
-    """The candidate mistake that fits best, if it fits three times better than the correct form; else ``""``.
-
-    Args:
-        errors: distance of the measured quantity from each candidate, ``EXPECTED`` among them.
-    """
+    """The candidate mistake of least error, if below a third of that of the correct form; else ``""``."""
     name, value = min(errors.items(), key=lambda pair: pair[1])
     return name if name != EXPECTED and value < errors[EXPECTED] / 3 else ""
 
@@ -200,7 +196,7 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
     def normal(value: Tensor) -> Tensor:
         return torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
 
-    return Prediction(
+    found = Prediction(
         angle_factor=normal(like.angle_factor),
         range_factor=normal(like.range_factor),
         count_logits=normal(like.count_logits),
@@ -208,19 +204,12 @@ def random_prediction(like: Prediction, seed: int = 0) -> Prediction:
         elevation=normal(like.elevation) / 4,
         inverse_range=(normal(like.inverse_range) / 2).exp(),
         existence_logits=normal(like.existence_logits),
-        grid_logits=None if like.grid_logits is None else _unlike(normal(like.grid_logits)),
     )
-
-
-def _unlike(maps: Float[Tensor, "S T P"]) -> Float[Tensor, "S T P"]:
-    """The maps, those of each stage of another size, so that no stage may stand for another one."""
-    return maps * torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
-
-
-def prediction_in_double(prediction: Prediction) -> Prediction:
-    """The prediction in double precision."""
-    values = {name: getattr(prediction, name) for name in Prediction.__dataclass_fields__}
-    return Prediction(**{name: _double(value) for name, value in values.items() if value is not None})
+    if (maps := like.grid_logits) is None:
+        return found
+    # The maps of each stage have another size, so that no stage may stand for another one.
+    sizes = torch.arange(1, maps.shape[1] + 1, device=maps.device)[:, None]
+    return replace(found, grid_logits=normal(maps) * sizes)
 
 
 def recording_in_double(recording: Recording) -> Recording:

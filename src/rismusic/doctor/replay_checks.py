@@ -21,19 +21,20 @@ from torch.nn.functional import pad
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
-from rismusic.doctor.data_checks import scene_keys, snr_db
+from rismusic.doctor.data_checks import numbers_of_sources, scene_keys, snr_db
 from rismusic.doctor.hypotheses import explanation, given, setting, step
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.loss_checks import gradients_by
+from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
+from rismusic.doctor.state import groups_of
 from rismusic.io import Recording
 from rismusic.nn import validation
 from rismusic.nn.data import with_estimated_noise
 from rismusic.nn.learner import Learner
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
 from rismusic.nn.train import Trainer
 from rismusic.sources import Sources
-from rismusic.spec import SystemSpec
 
 # The short run: epochs, steps of each, batches of a step, scenes of a batch, validation scenes.
 EPOCHS, STEPS = 2, 3
@@ -51,20 +52,9 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class RecordedStep:
-    """One call of ``Learner.step`` by the loop.
+    """One call of ``Learner.step`` by the loop, with parameters and averages before and after it.
 
-    Args:
-        recordings: the batches.
-        beta: share of R_samp.
-        weights: weights of the losses.
-        before: parameters before the step.
-        average: averaged parameters before the step.
-        gradients: gradients at the optimizer's step; empty if it did not step.
-        rates: learning rate of each parameter at the optimizer's step.
-        after: parameters after the step.
-        average_after: averaged parameters after the step.
-        steps: number of steps of the optimizer.
-        numbers: what the step reported.
+    Gradients and learning rates are those at the optimizer's step; ``numbers`` is what the step reported.
     """
 
     recordings: list[Recording]
@@ -139,9 +129,8 @@ def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
     def step(recordings: Any, beta: float, weights: Mapping[TermName, float]) -> dict[str, Tensor]:
         if len(run.steps) == stop_after:
             raise _StopError
-        one = RecordedStep(
-            list(recordings), beta, dict(weights), copied(learner.weights), copied(learner.average)
-        )
+        before, average = copied(learner.weights), copied(learner.average)
+        one = RecordedStep(list(recordings), beta, dict(weights), before, average)
         run.steps.append(one)
         result = own_step(iter(one.recordings), beta, weights)
         one.after, one.average_after = copied(learner.weights), copied(learner.average)
@@ -166,17 +155,9 @@ def record_run(trainer: Trainer, stop_after: int | None = None) -> ShortRun:
         names = {id(weight): name for name, weight in learner.weights.items()}
         one = run.steps[-1]
         one.steps += 1
-        one.gradients = {
-            name: weight.grad.detach().clone()
-            for name, weight in learner.weights.items()
-            if weight.grad is not None
-        }
-        one.rates = {
-            names[id(p)]: float(group["lr"])
-            for group in learner.optimizer.param_groups
-            for p in group["params"]
-            if id(p) in names
-        }
+        one.gradients = copied({n: w.grad for n, w in learner.weights.items() if w.grad is not None})
+        groups = groups_of(learner.optimizer)
+        one.rates = {names[key]: float(group["lr"]) for key, group in groups.items() if key in names}
 
     handle = learner.optimizer.register_step_pre_hook(before_step)
     vars(learner)["step"] = step
@@ -206,8 +187,7 @@ def _gradient(
     leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
     prediction = functional_call(learner.network, leaves, (recording,))
     total = learner.prediction_losses(prediction, recording, beta, weights).total
-    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
+    return gradients_by(leaves, total)
 
 
 def _mean(parts: list[Tensors], factor: float = 1.0) -> Tensors:
@@ -240,7 +220,7 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     """Steps, beta, weights of the losses, learning rates and scenes of the loop, against the settings."""
     spec, total, highest = run.spec, EPOCHS * STEPS, _highest(run)
     factors = ref.planned_rate_factors(spec.schedule, total).tolist()
-    beta_off, rate_off, schedule_off = 0.0, 0.0, dict.fromkeys((ref.EXPECTED, *_TICKS), 0.0)
+    beta_off, schedule_off = 0.0, dict.fromkeys((ref.EXPECTED, *_TICKS), 0.0)
     wrong_weights: set[str] = set()
     wrong_rates: set[str] = set()
     keys: list[bytes] = []
@@ -262,6 +242,7 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     epochs = run.trainer.state.epoch
     repeated = min((one.steps for one in run.steps), default=0)
     ended = epochs < EPOCHS and len(run.steps) == epochs * STEPS
+    known = ended or repeated > 1
     meaning = (
         f"the training stops after {epochs} of {EPOCHS} epochs, which are whole, although patience = 0: "
         "the early stop, or the number of epochs."
@@ -275,57 +256,50 @@ def _plan_findings(run: ShortRun) -> list[Finding]:
     hidden = [[_noise_hidden(one) for one in step.recordings] for step in run.steps]
     pairs = [pair for one, two in zip(planned, hidden, strict=True) for pair in zip(one, two, strict=False)]
     whole = spec.system.hardware.response_error == 0
-    findings = [
-        must_be_zero(
-            "optimizer steps per epoch, distance from the number of batches",
-            abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
-            meaning,
-            where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step)
-            if ended or repeated > 1
-            else "",
-        ),
-        must_be_zero(
-            "batches of the loop whose noise variance is not hidden as planned",
-            sum(float((found.double() - float(plan)).abs().max()) > 0 for plan, found in pairs)
-            if whole
-            else 0,
-            f"the noise variance is hidden in {sum(float(found.double().mean()) for _, found in pairs):g} of "
-            f"{len(pairs)} batches that the loop gets, but the plan of the settings (noise_hidden) hides "
-            f"{sum(plan for plan, _ in pairs)}: the plan does not reach the scenes.",
-            where=place_of(run.trainer.scenes.step),
-        ),
-        must_be_zero(
-            "number of logged steps, distance from the steps of the loop",
-            abs(logged - len(run.steps)),
-            "the log does not contain every step.",
-        ),
-        at_most(
-            "distance of the beta that the loop uses from the plan",
-            beta_off,
-            0.0,
-            "the steps use another beta than the plan: it is not passed on, or counted in steps.",
-        ),
-        must_be_zero(
-            "loss weights in use that differ from the plan",
-            len(wrong_weights),
-            f"the loss weights of {listed(sorted(wrong_weights))} are not those of the plan for the epoch.",
-        ),
-        at_most(
-            "distance of the learning rates in use from those of the settings, over the highest",
-            rate_off,
-            _SAME,
-            f"the learning rate of {' and '.join(sorted(wrong_rates))} is not that of the settings and the "
-            f"schedule{cause or ', or groups are exchanged'}.",
-            "Step the optimizer, then the schedule. The head has head_learning_rate, all else the other.",
-        ),
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "optimizer steps per epoch, distance from the number of batches",
+        abs(steps - total) / EPOCHS + sum(one.steps != 1 for one in run.steps),
+        meaning,
+        where=place_of(run.trainer._end_epoch if ended else type(run.trainer.learner).step) if known else "",
+    )
+    findings.must_be_zero(
+        "batches of the loop whose noise variance is not hidden as planned",
+        sum(float((found.double() - float(plan)).abs().max()) > 0 for plan, found in pairs) if whole else 0,
+        f"the noise variance is hidden in {sum(float(found.double().mean()) for _, found in pairs):g} of "
+        f"{len(pairs)} batches that the loop gets, but the plan of the settings (noise_hidden) hides "
+        f"{sum(plan for plan, _ in pairs)}: the plan does not reach the scenes.",
+        where=place_of(run.trainer.scenes.step),
+    )
+    findings.must_be_zero(
+        "number of logged steps, distance from the steps of the loop",
+        abs(logged - len(run.steps)),
+        "the log does not contain every step.",
+    )
+    findings.at_most(
+        "distance of the beta that the loop uses from the plan",
+        beta_off,
+        0.0,
+        "the steps use another beta than the plan: it is not passed on, or counted in steps.",
+    )
+    findings.must_be_zero(
+        "loss weights in use that differ from the plan",
+        len(wrong_weights),
+        f"the loss weights of {listed(sorted(wrong_weights))} are not those of the plan for the epoch.",
+    )
+    findings.at_most(
+        "distance of the learning rates in use from those of the settings, over the highest",
+        rate_off,
+        _SAME,
+        f"the learning rate of {' and '.join(sorted(wrong_rates))} is not that of the settings and the "
+        f"schedule{cause or ', or groups are exchanged'}.",
+        "Step the optimizer, then the schedule. The head has head_learning_rate, all else the other.",
+    )
     if spec.fresh:
-        findings.append(
-            must_be_zero(
-                "scenes that the loop uses twice",
-                len(keys) - len(set(keys)),
-                "steps or epochs use the same scenes again, although the settings ask for fresh ones.",
-            )
+        findings.must_be_zero(
+            "scenes that the loop uses twice",
+            len(keys) - len(set(keys)),
+            "steps or epochs use the same scenes again, although the settings ask for fresh ones.",
         )
     return findings
 
@@ -356,16 +330,10 @@ def _highest(run: ShortRun) -> dict[str, float]:
     spec, learner = run.spec, run.trainer.learner
     names = {id(weight): name for name, weight in learner.weights.items()}
     if spec.network.kind != "sbl_unrolled":
-        return {
-            names[id(p)]: float(group["highest"])
-            for group in learner.optimizer.param_groups
-            for p in group["params"]
-            if id(p) in names
-        }
-    return {
-        name: spec.head_learning_rate if _is_head(name) else spec.backbone_learning_rate
-        for name in learner.weights
-    }
+        groups = groups_of(learner.optimizer)
+        return {names[key]: float(group["highest"]) for key, group in groups.items() if key in names}
+    head, rest = spec.head_learning_rate, spec.backbone_learning_rate
+    return {name: head if _is_head(name) else rest for name in learner.weights}
 
 
 def _gradient_findings(run: ShortRun) -> list[Finding]:
@@ -379,9 +347,8 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
         parts = [of(recording) for recording in one.recordings]
         expected = _mean(parts)
         size = ref.total_norm(expected)
-        logged = max(
-            logged, abs(float(one.numbers["gradient"]) / max(size, 1e-30) - 1) if one.numbers else 0.0
-        )
+        if one.numbers:
+            logged = max(logged, abs(float(one.numbers["gradient"]) / max(size, 1e-30) - 1))
         off = _distance(one.gradients, expected)
         if off <= worst:
             continue
@@ -390,53 +357,37 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
             continue
         count, old = len(parts), run.steps[number - 1].gradients if number else {}
         added = {name: value + old.get(name, 0.0) for name, value in expected.items()}
-        halves = [_mean([of(r[half(r)]) for r in one.recordings]) for half in (_first_half, _second_half)]
+        half, first = run.spec.batch // 2, run.steps[0].recordings
+        halves = [_mean([of(r[part]) for r in one.recordings]) for part in (slice(half), slice(half, None))]
         forms = {
             ": the accumulated batches are summed, not averaged": [_mean(parts, float(count))],
             ": it is divided twice by the number of accumulated batches": [_mean(parts, 1 / count)],
             ": it is reversed (the wrong sign)": [_mean(parts, -1.0)],
-            ": it is that of one of the accumulated batches, the others are left out": [
-                _mean([p]) for p in parts
-            ],
+            ": it is that of one of the accumulated batches, the others are left out": parts,
             ": it is that of a part of the batch, other scenes are left out": halves,
             ": the gradients of earlier steps are added up (zero_grad is missing)": [added] if number else [],
-            ": it is that of the first batch again, not of this one": [
-                _mean([of(recording) for recording in run.steps[0].recordings])
-            ],
+            ": it is that of the first batch again, not of this one": [_mean(list(map(of, first)))],
         }
         candidates = {
-            name: min(_distance(one.gradients, g) for g in some) for name, some in forms.items() if some
+            ": it is 0 (zero_grad after backward?)": ref.total_norm(one.gradients) / max(size, 1e-30)
         }
-        empty = ref.total_norm(one.gradients) / max(size, 1e-30)
-        cause = ref.best_explanation(
-            {ref.EXPECTED: off, ": it is 0 (zero_grad after backward?)": empty, **candidates}
-        )
+        for name, some in forms.items():
+            candidates[name] = min((_distance(one.gradients, g) for g in some), default=math.inf)
+        cause = ref.best_explanation({ref.EXPECTED: off, **candidates})
         if number and cause:
             break
     coarse = run.trainer.learner.precision is not None
-    return [
-        at_most(
-            "relative distance of the gradient in the loop from one computed separately",
-            worst,
-            2e-2 if coarse else _SAME,
-            f"the optimizer does not get the gradient of the loss of this step's batches{cause}.",
-            "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step.",
-        ),
-        at_most(
-            "logged norm of the gradient over that of the loss, distance from 1",
-            logged,
-            0.05,
-            "the logged gradient norm is not that of the loss.",
-        ),
-    ]
-
-
-def _first_half(recording: Recording) -> slice:
-    return slice(0, len(recording) // 2)
-
-
-def _second_half(recording: Recording) -> slice:
-    return slice(len(recording) // 2, None)
+    found = Findings()
+    found.at_most(
+        "relative distance of the gradient in the loop from one computed separately",
+        worst,
+        2e-2 if coarse else _SAME,
+        f"the optimizer does not get the gradient of the loss of this step's batches{cause}.",
+        "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step.",
+    )
+    meaning = "the logged gradient norm is not that of the loss."
+    found.at_most("logged norm of the gradient over that of the loss, distance from 1", logged, 0.05, meaning)
+    return found
 
 
 def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
@@ -452,9 +403,8 @@ def _adamw(run: ShortRun, name: str, number: int) -> Tensor:
     way = _adapted(_unbiased(m, beta_1, number), root)
     decay = setting("the weight decay", run.spec.weight_decay if one.before[name].ndim > 1 else 0.0)
     rate = one.rates[name] if name in one.rates else _highest(run)[name]
-    return -setting("the learning rate", rate) * (
-        way + decay * given("the weight", one.before[name].double())
-    )
+    way = way + decay * given("the weight", one.before[name].double())
+    return -setting("the learning rate", rate) * way
 
 
 @step("the correction of the bias (Adam without it)")
@@ -509,12 +459,11 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         for name, usual in _OPTIONS.items()
         if name in group and group[name] != usual
     }
-    of = {id(p): float(group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
-    decayed = [
-        name
-        for name, weight in run.trainer.learner.weights.items()
-        if abs(of.get(id(weight), 0.0) - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12
-    ]
+    held, decayed = groups_of(run.trainer.learner.optimizer), []
+    for name, weight in run.trainer.learner.weights.items():
+        decay = float(held.get(id(weight), {}).get("weight_decay", 0.0))
+        if abs(decay - (spec.weight_decay if weight.ndim > 1 else 0.0)) > 1e-12:
+            decayed.append(name)
     late = [name for name, value in skipped.items() if value > 0.05]
     reason = f": it is set to {listed(sorted(options))}" if options else causes["weights"]
     still = all(torch.equal(one.average[n], one.average_after[n]) for one in run.steps for n in one.average)
@@ -523,28 +472,28 @@ def _update_findings(run: ShortRun) -> list[Finding]:
         fault = ": the moving average (EMA) of the weights is never updated"
     elif len(late) < len(skipped):
         fault = f": it skips or misses {listed(late)}"
-    return [
-        must_be_zero(
-            "parameters with another weight decay than the settings",
-            len(decayed),
-            f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
-            "0 for biases and norms (parameter_groups).",
-        ),
-        at_most(
-            "relative distance of the weights' updates from those of AdamW with the settings",
-            max(wrong.values(), default=0.0),
-            0.05,
-            f"the optimizer's update is not that of AdamW with the settings{reason}.",
-            "Check optimizer, betas, weight decay (none for biases and norms) and what else changes weights.",
-            place_of(type(run.trainer.learner).__init__) if options else "",
-        ),
-        at_most(
-            "relative distance of the moving average's update from its formula",
-            max(skipped.values(), default=0.0),
-            0.05,
-            f"the moving average (EMA) is not updated by (1 - decay) times the difference{fault}.",
-        ),
-    ]
+    found = Findings()
+    found.must_be_zero(
+        "parameters with another weight decay than the settings",
+        len(decayed),
+        f"the weight decay of {listed(decayed)} is not that of the settings, which is for matrices, and "
+        "0 for biases and norms (parameter_groups).",
+    )
+    found.at_most(
+        "relative distance of the weights' updates from those of AdamW with the settings",
+        max(wrong.values(), default=0.0),
+        0.05,
+        f"the optimizer's update is not that of AdamW with the settings{reason}.",
+        "Check optimizer, betas, weight decay (none for biases and norms) and what else changes weights.",
+        place_of(type(run.trainer.learner).__init__) if options else "",
+    )
+    found.at_most(
+        "relative distance of the moving average's update from its formula",
+        max(skipped.values(), default=0.0),
+        0.05,
+        f"the moving average (EMA) is not updated by (1 - decay) times the difference{fault}.",
+    )
+    return found
 
 
 def check_validation_set(case: Case) -> Report:
@@ -559,65 +508,56 @@ def _set_findings(case: Case, run: ShortRun) -> list[Finding]:
     spec = case.spec
     used = run.validations[-1].recordings if run.validations else []
     whole = list(case.trainer.scenes.validation())
-    findings = [
-        must_be_zero(
-            "number of validation scenes in use, distance from the settings",
-            abs(sum(map(len, used)) - _VALIDATION) + abs(sum(map(len, whole)) - spec.validation_scenes),
-            "the validation set has another number of scenes than the settings.",
-        )
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "number of validation scenes in use, distance from the settings",
+        abs(sum(map(len, used)) - _VALIDATION) + abs(sum(map(len, whole)) - spec.validation_scenes),
+        "the validation set has another number of scenes than the settings.",
+    )
     keys = [key for recording in whole for key in scene_keys(recording)]
-    findings.append(
-        must_be_zero(
-            "validation scenes that are there several times",
-            len(keys) - len(set(keys)),
-            "the validation set contains scenes twice: a part of it repeats another one.",
-        )
+    findings.must_be_zero(
+        "validation scenes that are there several times",
+        len(keys) - len(set(keys)),
+        "the validation set contains scenes twice: a part of it repeats another one.",
     )
     hidden = [_noise_hidden(recording) for recording in used]
     share = float(torch.cat(hidden).double().mean()) if hidden else 0.5
     half = case.spec.system.hardware.response_error > 0 or abs(share - 0.5) < 1e-6
     scored = [key for recording in run.scored[-1:] for key in scene_keys(recording)]
     trained = {key for step in run.steps for recording in step.recordings for key in scene_keys(recording)}
-    findings += [
-        must_be_zero(
-            "share of the validation scenes in use with a hidden noise variance, distance from a half",
-            0.0 if half else abs(share - 0.5),
-            f"the noise variance is hidden in {share:.0%} of the validation scenes, not in half of them.",
-        ),
-        must_be_zero(
-            "scenes of the scores (recall, GOSPA) that the loop trains on",
-            len(trained.intersection(scored)) if spec.fresh else 0,
-            "recall, F1 and GOSPA are those of scenes that the network is trained on (a leak): scored scenes "
-            "are not of the validation set.",
-            where=place_of(run.trainer.scenes.scored),
-        ),
-        must_be_zero(
-            "number of different scored scenes, distance from the settings",
-            abs(len(set(scored)) - run.spec.scored_scenes) if run.scored else 0,
-            f"{len(set(scored))} scenes are scored, the settings have {run.spec.scored_scenes}.",
-            where=place_of(run.trainer.scenes.scored),
-        ),
-    ]
+    findings.must_be_zero(
+        "share of the validation scenes in use with a hidden noise variance, distance from a half",
+        0.0 if half else abs(share - 0.5),
+        f"the noise variance is hidden in {share:.0%} of the validation scenes, not in half of them.",
+    )
+    findings.must_be_zero(
+        "scenes of the scores (recall, GOSPA) that the loop trains on",
+        len(trained.intersection(scored)) if spec.fresh else 0,
+        "recall, F1 and GOSPA are those of scenes that the network is trained on (a leak): scored scenes "
+        "are not of the validation set.",
+        where=place_of(run.trainer.scenes.scored),
+    )
+    findings.must_be_zero(
+        "number of different scored scenes, distance from the settings",
+        abs(len(set(scored)) - run.spec.scored_scenes) if run.scored else 0,
+        f"{len(set(scored))} scenes are scored, the settings have {run.spec.scored_scenes}.",
+        where=place_of(run.trainer.scenes.scored),
+    )
     training = case.recordings[:4]
-    for what, limit, of in (
-        ("SNR, dB", 4.0, snr_db),
-        ("number of sources", 0.75, _number_of_sources),
-    ):
-        one, other = of(spec.system, training), of(spec.system, whole)
+    snr = snr_db(spec.system, training), snr_db(spec.system, whole)
+    numbers = numbers_of_sources(training), numbers_of_sources(whole)
+    for what, limit, (one, other) in (("SNR, dB", 4.0, snr), ("number of sources", 0.75, numbers)):
         if len(one) < 16 or len(other) < 16:
             continue
         # Two sets of the same distribution: mean and spread agree within their standard errors.
         spread = float(torch.cat((one, other)).std().clamp_min(1e-6))
         error = 4 * spread * math.sqrt(1 / len(one) + 1 / len(other))
         off = max(abs(float(one.mean() - other.mean())), abs(float(one.std() - other.std())))
-        findings.append(
-            at_most(
-                f"difference of validation and training scenes in mean or spread of the {what}",
-                off,
-                max(error, limit / 4),
-                f"validation scenes have another {what.split(',')[0]} than the training scenes.",
-            )
+        findings.at_most(
+            f"difference of validation and training scenes in mean or spread of the {what}",
+            off,
+            max(error, limit / 4),
+            f"validation scenes have another {what.split(',')[0]} than the training scenes.",
         )
     return findings
 
@@ -665,23 +605,17 @@ def _score_findings(case: Case) -> list[Finding]:
     ]
 
 
-def _number_of_sources(_: SystemSpec, recordings: list[Recording]) -> Tensor:
-    truths = [recording.truth for recording in recordings]
-    return torch.cat([(~truth.azimuth.isnan()).double().sum(-1) for truth in truths if truth is not None])
-
-
 def _loss_findings(run: ShortRun) -> list[Finding]:
     """The logged validation losses, against those of the same scenes computed separately, as in training."""
     spec, learner = run.spec, run.trainer.learner
     epochs = run.trainer.run.records("epoch")
     numbers = [int(line["epoch"]) for line in epochs]
-    findings = [
-        must_be_zero(
-            "epochs of the log that are missing or have another number",
-            float(numbers != list(range(EPOCHS))),
-            f"the log has the epochs {numbers}, the loop had 0 to {EPOCHS - 1}.",
-        )
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "epochs of the log that are missing or have another number",
+        float(numbers != list(range(EPOCHS))),
+        f"the log has the epochs {numbers}, the loop had 0 to {EPOCHS - 1}.",
+    )
     if not epochs or not run.validations:
         return findings
     losses = [float(str(line["validation"]["loss"])) for line in epochs]
@@ -710,47 +644,38 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
     value, worst = distance(last.average, beta)
     one = torch.ones_like(sizes)
     reductions = {
-        "the mean over the batches, not over the scenes": one / len(one),
-        "the sum over the batches, not their mean": one,
-        "the sum over the scenes, not their mean": sizes,
-        "that of the first batch alone": one.cumsum(0) == 1,
-        "that of the last batch alone": one.cumsum(0) == len(one),
+        ": it is the mean over the batches, not over the scenes": one / len(one),
+        ": it is the sum over the batches, not their mean": one,
+        ": it is the sum over the scenes, not their mean": sizes,
+        ": it is that of the first batch alone": one.cumsum(0) == 1,
+        ": it is that of the last batch alone": one.cumsum(0) == len(one),
     }
     off = {
         ref.EXPECTED: value,
         ": it is that of the current weights, not of their moving average": distance(last.weights, beta)[0],
         ": it is at beta = 0 (another matrix?)": distance(last.average, 0.0)[0],
-        **{
-            f": it is {words}": distance(last.average, beta, s.double())[0] for words, s in reductions.items()
-        },
     }
+    off |= {words: distance(last.average, beta, s.double())[0] for words, s in reductions.items()}
     cause = ref.best_explanation(off) or f": another matrix, precision, or dropout (most in {worst})?"
-    return [
-        *findings,
-        *_training_loss_findings(run, epochs),
-        at_most(
-            "relative difference of the logged validation loss from the training loss of the same scenes",
-            value,
-            # Training in less than float32 differs by that much.
-            1e-5 if learner.precision is None else 5e-2,
-            f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
-        ),
-        at_least(
-            "change of the validation loss from epoch to epoch",
-            abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf,
-            1e-7,
-            "the validation loss is constant: it uses stale weights, or a network that is not trained.",
-        ),
-    ]
+    findings += _training_loss_findings(run, epochs)
+    findings.at_most(
+        "relative difference of the logged validation loss from the training loss of the same scenes",
+        value,
+        # Training in less than float32 differs by that much.
+        1e-5 if learner.precision is None else 5e-2,
+        f"the validation differs from the loss of the averaged weights on the validation scenes{cause}.",
+    )
+    measured = abs(losses[-1] - losses[0]) if len(losses) > 1 else math.inf
+    meaning = "the validation loss is constant: it uses stale weights, or a network that is not trained."
+    findings.at_least("change of the validation loss from epoch to epoch", measured, 1e-7, meaning)
+    return findings
 
 
 def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list[Finding]:
     """The logged training losses of each epoch, against the means over its steps."""
     steps = [{name: float(value) for name, value in one.numbers.items()} for one in run.steps]
-    off: dict[str, float] = dict.fromkeys((ref.EXPECTED, ": it is the mean since the start"), 0.0)
-    off |= dict.fromkeys(
-        (": it is that of the last step", ": it is the sum", ": it is that of another epoch"), 0.0
-    )
+    wrong = ("the mean since the start", "that of the last step", "the sum", "that of another epoch")
+    off = dict.fromkeys((ref.EXPECTED, *(f": it is {words}" for words in wrong)), 0.0)
     for line in epochs:
         first = int(line["epoch"]) * STEPS
         own, logged = steps[first : first + STEPS], line["training"]
@@ -778,14 +703,8 @@ def _training_loss_findings(run: ShortRun, epochs: list[dict[str, Any]]) -> list
 def check_files(case: Case) -> Report:
     """[FILES]: the written weights are those that they should be, and a resumed run ends like a whole one."""
     run = short_run(case)
-    return report_of(
-        "FILES",
-        "weights of the best and last epoch; resumption",
-        [
-            *_weight_findings(run),
-            *_resume_findings(case, run),
-        ],
-    )
+    findings = [*_weight_findings(run), *_resume_findings(case, run)]
+    return report_of("FILES", "weights of the best and last epoch; resumption", findings)
 
 
 def _weight_findings(run: ShortRun) -> list[Finding]:
@@ -793,30 +712,22 @@ def _weight_findings(run: ShortRun) -> list[Finding]:
     # The first validation is that before the training.
     epochs = run.validations[-len(losses) :]
     best = min(range(len(losses)), key=losses.__getitem__)
-    findings = []
+    findings = Findings()
     for file, epoch, what in ((LAST, len(losses) - 1, "last"), (BEST, best, "best")):
         stored = load_file(run.trainer.run.folder / file)
-        candidates = {
-            ref.EXPECTED: _distance(stored, epochs[epoch].average),
-            ": it has the current weights, not their moving average": _distance(
-                stored, epochs[epoch].weights
-            ),
-        }
-        for other, one in enumerate(epochs):
-            if other != epoch:
-                candidates[f": it has those of epoch {other}, but epoch {epoch} is the {what} one"] = (
-                    _distance(stored, one.average)
-                )
         if file == BEST and losses[0] == losses[-1]:
             continue
+        off = {": it has the current weights, not their moving average": epochs[epoch].weights}
+        for other, one in enumerate(epochs):
+            text = f": it has those of epoch {other}, but epoch {epoch} is the {what} one"
+            off[text if other != epoch else ref.EXPECTED] = one.average
+        candidates = {words: _distance(stored, tensors) for words, tensors in off.items()}
         cause = ref.best_explanation(candidates)
-        findings.append(
-            at_most(
-                f"relative distance of {file} from the averaged weights of the {what} epoch",
-                candidates[ref.EXPECTED],
-                1e-6,
-                f"the file of the {what} weights has other weights than it should{cause}.",
-            )
+        findings.at_most(
+            f"relative distance of {file} from the averaged weights of the {what} epoch",
+            candidates[ref.EXPECTED],
+            1e-6,
+            f"the file of the {what} weights has other weights than it should{cause}.",
         )
     return findings
 
@@ -836,21 +747,18 @@ def _resume_findings(case: Case, run: ShortRun) -> list[Finding]:
     resumed = record_run(again)
     end = {name: value for name, value in resumed.trainer.learner.tensors().items() if "/" in name}
     whole = {name: value for name, value in run.trainer.learner.tensors().items() if "/" in name}
-    return [
-        must_be_zero(
-            "kinds of state that a resumed training does not get back",
-            len(wrong),
-            f"a resumed training does not get back: {listed(sorted(wrong))}.",
-        ),
-        must_be_zero(
-            "steps between the interruption and the place of resumption",
-            abs(place[0] * STEPS + place[1] - (STEPS - 1)),
-            f"a resumed training continues at epoch {place[0]}, step {place[1]}, not where it stopped.",
-        ),
-        at_most(
-            "relative distance of weights and optimizer after a resumed training from those of a whole one",
-            _distance(end, whole),
-            1e-4,
-            "an interrupted and resumed training ends with other weights than an uninterrupted one.",
-        ),
-    ]
+    found = Findings()
+    meaning = f"a resumed training does not get back: {listed(sorted(wrong))}."
+    found.must_be_zero("kinds of state that a resumed training does not get back", len(wrong), meaning)
+    found.must_be_zero(
+        "steps between the interruption and the place of resumption",
+        abs(place[0] * STEPS + place[1] - (STEPS - 1)),
+        f"a resumed training continues at epoch {place[0]}, step {place[1]}, not where it stopped.",
+    )
+    found.at_most(
+        "relative distance of weights and optimizer after a resumed training from those of a whole one",
+        _distance(end, whole),
+        1e-4,
+        "an interrupted and resumed training ends with other weights than an uninterrupted one.",
+    )
+    return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from rismusic.doctor.causes import effects_of, rank
 from rismusic.doctor.hypotheses import explanation
 from rismusic.files import read_small
-from rismusic.nn.monitors import Finding, Report, at_most
+from rismusic.nn.monitors import Finding, Report, at_least, at_most
 from rismusic.nn.run_folder import CURVES
 from rismusic.nn.spec import TrainSpec
 from rismusic.report.page import LIMIT, check_report, png_address, setting_rows, write_page
@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cause:
-    """A finding outside its limit, with those that may follow from it.
-
-    Args:
-        tag: its check.
-        finding: the finding.
-        consequences: check and finding of those that may follow from it.
-    """
+    """A finding outside its limit, with those (check and finding) that may follow from it."""
 
     tag: str
     finding: Finding
@@ -135,7 +129,7 @@ def _plain(finding: Finding) -> dict[str, object]:
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
-def report_of(tag: str, text: str, findings: Sequence[Finding]) -> Report:
+def report_of(tag: str, text: str, findings: Sequence[Finding] = ()) -> Report:
     """A report whose values are those of its findings."""
     return Report(tag, text, {one.name: one.value for one in findings}, tuple(findings))
 
@@ -145,18 +139,34 @@ def must_be_zero(name: str, value: float | int, meaning: str, advice: str = "", 
     return at_most(name, float(value), 0.0, meaning, advice, where)
 
 
+class Findings(list[Finding]):
+    """The findings of a check; each method adds one."""
+
+    def at_least(
+        self, name: str, value: float, limit: float, meaning: str, advice: str = "", where: str = ""
+    ) -> None:
+        """Add one that is fine at the limit and above."""
+        self.append(at_least(name, value, limit, meaning, advice, where))
+
+    def at_most(
+        self, name: str, value: float, limit: float, meaning: str, advice: str = "", where: str = ""
+    ) -> None:
+        """Add one that is fine at the limit and below."""
+        self.append(at_most(name, value, limit, meaning, advice, where))
+
+    def must_be_zero(
+        self, name: str, value: float | int, meaning: str, advice: str = "", where: str = ""
+    ) -> None:
+        """Add one whose limit is 0, such as the number of things that are wrong."""
+        self.append(at_most(name, float(value), 0.0, meaning, advice, where))
+
+
 def same(
     what: str, found: Tensor, expected: Tensor | Callable[[], Tensor], meaning: str, limit: float = 2e-3
 ) -> Finding:
     """A finding of two tensors that must be equal, up to single precision.
 
-    Args:
-        what: the name of the tensor.
-        found: its value in the code under test.
-        expected: by its definition. If a function calculates it, the report says which change of it gives
-            ``found``, if one does.
-        meaning: what a difference means.
-        limit: largest relative distance.
+    If a function calculates the expected one, the meaning says which change of it gives ``found``.
     """
     right = (expected() if callable(expected) else expected).detach().cpu()
     found = found.detach().cpu()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rismusic.doctor.report import Diagnosis, must_be_zero, report_of
+from rismusic.doctor.report import Diagnosis, Findings, report_of
 from rismusic.errors import InputError
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Finding, Report, at_least
 from rismusic.nn.run_folder import LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
 
@@ -91,11 +92,7 @@ def _probes(probes: Lines) -> list[Report]:
             if counts:
                 shown = next(one for _, one in reversed(history) if not one.fine)
             name = shown.name + (_when(bad) if counts else "")
-            findings.append(
-                Finding(
-                    name, shown.value, shown.threshold, not counts, shown.meaning, shown.advice, shown.where
-                )
-            )
+            findings.append(replace(shown, name=name, fine=not counts))
         reports.append(report_of(tag, f"{last[tag] + 1} epochs", findings))
     return reports
 
@@ -109,25 +106,19 @@ def _steps(steps: Lines) -> Report:
     taken = [line for line in steps if number(line["taken"]) == 1]
     non_finite = [line["epoch"] for line in taken if not math.isfinite(number(line["loss"]))]
     idle = [line["epoch"] for line in steps if number(line.get("learning_rate_factor", math.nan)) <= 0]
-    findings = [
-        at_most(
-            f"share of skipped steps{_when(skipped)}",
-            len(skipped) / len(steps),
-            0.01,
-            "steps were skipped because gradients were not finite.",
-            "Lower the learning rates, or use precision = 'float32'.",
-        ),
-        must_be_zero(
-            f"steps taken with a loss that is not finite{_when(non_finite)}",
-            len(non_finite),
-            "the weights were updated from a loss that is NaN or infinite.",
-        ),
-        must_be_zero(
-            f"steps at a learning rate of 0{_when(idle)}",
-            len(idle),
-            "nothing was learned in these steps.",
-        ),
-    ]
+    findings = Findings()
+    meaning = "steps were skipped because gradients were not finite."
+    advice = "Lower the learning rates, or use precision = 'float32'."
+    findings.at_most(
+        f"share of skipped steps{_when(skipped)}", len(skipped) / len(steps), 0.01, meaning, advice
+    )
+    findings.must_be_zero(
+        f"steps taken with a loss that is not finite{_when(non_finite)}",
+        len(non_finite),
+        "the weights were updated from a loss that is NaN or infinite.",
+    )
+    meaning = "nothing was learned in these steps."
+    findings.must_be_zero(f"steps at a learning rate of 0{_when(idle)}", len(idle), meaning)
     return report_of("STEPS", f"{len(steps)} steps", findings)
 
 
@@ -135,28 +126,25 @@ def _progress(spec: TrainSpec, epochs: Lines) -> Report:
     """[PROGRESS]: does the training loss fall, without jumps?"""
     losses = [number(line["training"].get("loss", math.nan)) for line in epochs]
     if not losses:
-        return report_of("PROGRESS", "no epoch is finished", [])
+        return report_of("PROGRESS", "no epoch is finished")
     first, last, best = losses[0], losses[-1], min(losses)
     where = losses.index(best) if math.isfinite(best) else 0
     jumps = [epoch for epoch in range(1, len(losses)) if not losses[epoch] <= 2 * min(losses[:epoch])]
-    findings = [
-        at_most(
-            f"largest ratio of the training loss to its earlier minimum{_when(jumps)}",
-            max((losses[e] / min(losses[:e]) for e in range(1, len(losses))), default=1.0),
-            2.0,
-            "the training diverges.",
-            "Lower the learning rates, and see the steps before the jump.",
-        ),
-    ]
+    findings = Findings()
+    findings.at_most(
+        f"largest ratio of the training loss to its earlier minimum{_when(jumps)}",
+        max((losses[e] / min(losses[:e]) for e in range(1, len(losses))), default=1.0),
+        2.0,
+        "the training diverges.",
+        "Lower the learning rates, and see the steps before the jump.",
+    )
     if len(losses) >= 3:
-        findings.append(
-            at_least(
-                "relative decrease of the training loss from the first to the best epoch",
-                1 - best / first,
-                0.02,
-                "the training loss does not decrease.",
-                "Run rismusic doctor on the settings of the run.",
-            )
+        findings.at_least(
+            "relative decrease of the training loss from the first to the best epoch",
+            1 - best / first,
+            0.02,
+            "the training loss does not decrease.",
+            "Run rismusic doctor on the settings of the run.",
         )
     text = f"{len(losses)} of {spec.schedule.epochs} epochs; loss {first:.4f} -> {last:.4f}, "
     return report_of("PROGRESS", f"{text}best in epoch {where}", findings)
@@ -166,33 +154,32 @@ def _validation(epochs: Lines) -> Report:
     """[VALIDATION]: does the validation loss change, and improve together with the training loss?"""
     losses = [number(line["validation"]["loss"]) for line in epochs]
     if len(losses) < 2:
-        return report_of("VALIDATION", "fewer than two epochs", [])
+        return report_of("VALIDATION", "fewer than two epochs")
     best = losses.index(min(losses)) if all(map(math.isfinite, losses)) else 0
     training = [number(line["training"].get("loss", math.nan)) for line in epochs]
     own = number(epochs[-1]["training"].get("covariance"))
     other = number(epochs[-1]["validation"]["terms"]["covariance"])
-    findings = [
-        at_least(
-            "relative range of the validation loss over the epochs",
-            (max(losses) - min(losses)) / max(abs(losses[-1]), 1e-9),
-            1e-6,
-            "the validation loss is constant: stale weights, or another matrix than in training?",
-            "Run rismusic doctor on the settings of the run, and see [VALIDATION].",
-        ),
-        at_most(
-            f"last validation loss over its minimum (epoch {best}) while the training loss falls",
-            losses[-1] / losses[best] if training[-1] < training[best] else 1.0,
-            1.1,
-            "the network overfits: the validation loss rises while the training loss falls.",
-            "Use more or fresh scenes, a smaller network, or stop at the best epoch (patience).",
-        ),
-        at_most(
-            "covariance loss of the validation over that of the training, last epoch",
-            other / own if own else math.nan,
-            2.0,
-            "validation is far worse than training: overfitting, or another matrix?",
-            "Use more or fresh scenes, or run rismusic doctor on the settings and see [VALIDATION].",
-        ),
-    ]
+    findings = Findings()
+    findings.at_least(
+        "relative range of the validation loss over the epochs",
+        (max(losses) - min(losses)) / max(abs(losses[-1]), 1e-9),
+        1e-6,
+        "the validation loss is constant: stale weights, or another matrix than in training?",
+        "Run rismusic doctor on the settings of the run, and see [VALIDATION].",
+    )
+    findings.at_most(
+        f"last validation loss over its minimum (epoch {best}) while the training loss falls",
+        losses[-1] / losses[best] if training[-1] < training[best] else 1.0,
+        1.1,
+        "the network overfits: the validation loss rises while the training loss falls.",
+        "Use more or fresh scenes, a smaller network, or stop at the best epoch (patience).",
+    )
+    findings.at_most(
+        "covariance loss of the validation over that of the training, last epoch",
+        other / own if own else math.nan,
+        2.0,
+        "validation is far worse than training: overfitting, or another matrix?",
+        "Use more or fresh scenes, or run rismusic doctor on the settings and see [VALIDATION].",
+    )
     text = f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, best in epoch {best}"
     return report_of("VALIDATION", text, findings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,12 +63,6 @@ def restored(module: nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
 
 
-def to_double(module: nn.Module) -> None:
-    """Change all floating-point and complex parameters and buffers to double precision, in place."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        tensor.data = widened(tensor.data)
-
-
 def widened(value: Any) -> Any:
     """The value with all floating-point and complex tensors in double precision."""
     if isinstance(value, Tensor):
@@ -100,12 +93,8 @@ def tensors_in(value: Any) -> list[Tensor]:
 def seeded(module: nn.Module, seed: int = 0) -> Iterator[None]:
     """The same random numbers in each use, of torch, numpy, Python and generators held by the module."""
     device = next(module.parameters()).device
-    own = [
-        value
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, torch.Generator)
-    ]
+    held = (value for part in module.modules() for value in vars(part).values())
+    own = [value for value in held if isinstance(value, torch.Generator)]
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     # The default generators themselves: torch.manual_seed takes a stack trace for each kind of device.
     generators = [torch.default_generator, *own]
@@ -125,18 +114,21 @@ def seeded(module: nn.Module, seed: int = 0) -> Iterator[None]:
             generator.set_state(state)
 
 
-def optimizer_copy(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """State of an optimizer that can be loaded later."""
-    return copy.deepcopy(optimizer.state_dict())
+def groups_of(*optimizers: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """The options of each weight that optimizers hold, by its identity."""
+    groups = (group for one in optimizers for group in one.param_groups)
+    return {id(p): group for group in groups for p in group["params"]}
+
+
+def weights_of(*optimizers: torch.optim.Optimizer) -> list[Any]:
+    """All weights that optimizers hold, as often as they are held."""
+    return [p for one in optimizers for group in one.param_groups for p in group["params"]]
 
 
 class Hook:
     """A hook that copies and files of a module leave out: a copy made in a watched loop is not watched.
 
     Its own calls of torch functions are no part of the loop, and are not recorded.
-
-    Args:
-        call: what the hook does.
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -147,19 +139,15 @@ class Hook:
         with torch._C.DisableTorchFunction():
             return self._call(*args)
 
+    @staticmethod
+    def of_a_copy(*_: Any) -> None:
+        """The hook of a copy, which does nothing."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return no_hook
+        return self.of_a_copy
 
-    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
-        return _hook_of_a_copy, ()
-
-
-def no_hook(*_: Any) -> None:
-    """The hook of a copy."""
-
-
-def _hook_of_a_copy() -> Callable[..., None]:
-    return no_hook
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type[Hook], str]]:
+        return getattr, (Hook, "of_a_copy")
 
 
 def names(text: str) -> frozenset[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rismusic.doctor.report import listed, must_be_zero
-from rismusic.nn.monitors import Finding, at_least, at_most
+from rismusic.doctor.report import Findings, listed
+from rismusic.doctor.state import groups_of, weights_of
+from rismusic.nn.monitors import Finding, at_most
 
 # Steps that are compared in full: the first ones, then powers of two.
 _FIRST_STEPS = 6
@@ -25,11 +27,7 @@ _CLIPPED = 0.02
 
 
 class StepRecord:
-    """Gradients of the losses against those that the optimizers get, and the steps that they take.
-
-    Args:
-        names: names of the weights of the model, by identity.
-    """
+    """Gradients of the losses against those that the optimizers get, and the steps that they take."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self.names = names
@@ -72,7 +70,7 @@ class StepRecord:
 
     def before(self, optimizer: torch.optim.Optimizer, *, closure: bool, stale: bool) -> None:
         """Look at the gradients that a step gets, and at what happened to the weights since the last one."""
-        held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self.names]
+        held = [p for p in weights_of(optimizer) if id(p) in self.names]
         for p in held:
             numbers = self._waiting.pop(id(p), set())
             if p.grad is not None and bool(p.grad.any()):
@@ -111,25 +109,23 @@ class StepRecord:
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the step that was taken."""
-        held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in self.names]
+        held = [p for p in weights_of(optimizer) if id(p) in self.names]
         moved = [p for p in held if id(p) in self._before and p.grad is not None and not p.grad.is_sparse]
         change = _joined([p.detach() - self._before[id(p)] for p in moved])
         gradient = _joined([p.grad.detach() for p in moved if p.grad is not None])
         self.adaptive |= any(
-            "exp_avg_sq" in state or "square_avg" in state for state in optimizer.state.values()
+            {"exp_avg_sq", "square_avg"} & state.keys() for state in optimizer.state.values()
         )
         if change is not None and gradient is not None and float(change.norm()) > 0 < float(gradient.norm()):
             rest, decayed = change.clone(), 0.0
             start = 0
-            rates = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+            groups = groups_of(optimizer)
             for p in moved:
-                group = rates[id(p)]
+                group = groups[id(p)]
                 decay, rate = float(group.get("weight_decay") or 0.0), float(group["lr"])
                 part = -rate * decay * _real(self._before[id(p)])
-                decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get(
-                    "decoupled_weight_decay", False
-                )
-                if decay and p.ndim > 1 and (decoupled or not self.adaptive):
+                apart = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+                if decay and p.ndim > 1 and (apart or not self.adaptive):
                     rest[start : start + part.numel()] -= part
                     decayed += float(part.square().sum())
                 elif decay and p.ndim > 1 and p.grad is not None:
@@ -154,77 +150,61 @@ class StepRecord:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong with gradients and steps."""
-        found = [
-            must_be_zero(
-                "steps whose gradient was set to 0 after backward",
-                self._emptied if self._emptied >= max(1, len(self._ratios)) else 0,
-                "the gradient is 0 when the optimizer steps: zero_grad is called between backward and step.",
-                "Call zero_grad before backward, or after step.",
-            ),
-            must_be_zero(
-                "weight matrices that something replaces between two steps",
-                len(self._replaced),
-                "between two steps, something other than the optimizer changes "
-                f"{listed(list(self._replaced))}: weights are initialised again, loaded or overwritten, so "
-                "what was learned is lost.",
-                "Create, initialise and load the model once, before the loop.",
-            ),
-        ]
+        found = Findings()
+        found.must_be_zero(
+            "steps whose gradient was set to 0 after backward",
+            self._emptied if self._emptied >= max(1, len(self._ratios)) else 0,
+            "the gradient is 0 when the optimizer steps: zero_grad is called between backward and step.",
+            "Call zero_grad before backward, or after step.",
+        )
+        found.must_be_zero(
+            "weight matrices that something replaces between two steps",
+            len(self._replaced),
+            f"between two steps, something other than the optimizer changes {listed(list(self._replaced))}: "
+            "weights are initialised again, loaded or overwritten, so what was learned is lost.",
+            "Create, initialise and load the model once, before the loop.",
+        )
         lost = self._lost - self._used - set().union(*self._waiting.values())
-        found.append(
-            at_most(
-                "losses whose gradient no step uses, per step",
-                0.0 if self._closure else len(lost) / max(self._steps, 1),
-                0.1,
-                "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
-                "calls of backward, so the first loss has no effect.",
-                "Call zero_grad once, before the first backward of a step.",
-            )
-            if self._emptied < max(1, len(self._ratios))
-            else at_most("losses whose gradient no step uses, per step", 0.0, 0.1, "", "")
+        judged = not self._closure and self._emptied < max(1, len(self._ratios))
+        found.at_most(
+            "losses whose gradient no step uses, per step",
+            len(lost) / max(self._steps, 1) if judged else 0.0,
+            0.1,
+            "the gradient of a loss is set to 0 before a step uses it: zero_grad is called between two "
+            "calls of backward, so the first loss has no effect.",
+            "Call zero_grad once, before the first backward of a step.",
         )
         if self._cosines:
             middle = _median(self._cosines)
-            found.append(
-                at_least(
-                    "cosine between the gradient that the optimizer gets and that of the losses",
-                    middle,
-                    0.5,
-                    "the gradient is changed between backward and step: "
-                    + ("its sign is reversed." if middle < -0.5 else "it is not that of the loss."),
-                    "Look at what changes .grad, such as clipping by value, noise, hooks, or a second "
-                    "backward.",
-                )
+            found.at_least(
+                "cosine between the gradient that the optimizer gets and that of the losses",
+                middle,
+                0.5,
+                "the gradient is changed between backward and step: "
+                + ("its sign is reversed." if middle < -0.5 else "it is not that of the loss."),
+                "Look at what changes .grad, such as clipping by value, noise, hooks, or a second backward.",
             )
-            found.append(
-                at_least(
-                    "size of the gradient that the optimizer gets, over that of the losses",
-                    1.0 if self.adaptive or _power_of_two(self._ratios) else _median(self._ratios),
-                    _CLIPPED,
-                    "the gradient is made far smaller between backward and step: the limit of clipping is "
-                    "too low.",
-                    "Clip at a few times the usual norm of the gradient.",
-                )
+            found.at_least(
+                "size of the gradient that the optimizer gets, over that of the losses",
+                1.0 if self.adaptive or _power_of_two(self._ratios) else _median(self._ratios),
+                _CLIPPED,
+                "the gradient is made far smaller between backward and step: the limit of clipping is "
+                "too low.",
+                "Clip at a few times the usual norm of the gradient.",
             )
         if self._uphill:
-            found.append(
-                at_most(
-                    "cosine between the first steps and the gradient",
-                    _median(self._uphill),
-                    0.1,
-                    "each step increases the loss: wrong sign of gradient or update (maximize=True?).",
-                    "The optimizer must subtract the gradient of what is to fall.",
-                )
+            meaning = "each step increases the loss: wrong sign of gradient or update (maximize=True?)."
+            advice = "The optimizer must subtract the gradient of what is to fall."
+            found.at_most(
+                "cosine between the first steps and the gradient", _median(self._uphill), 0.1, meaning, advice
             )
         if self._decays:
-            found.append(
-                at_most(
-                    "size of weight decay over that of the rest of the update",
-                    max(self._decays[:2]),
-                    _DECAY,
-                    "weight decay outweighs the gradient: weights shrink faster than they learn.",
-                    "Use a weight decay of 1e-4 (SGD) to 1e-2 (AdamW).",
-                )
+            found.at_most(
+                "size of weight decay over that of the rest of the update",
+                max(self._decays[:2]),
+                _DECAY,
+                "weight decay outweighs the gradient: weights shrink faster than they learn.",
+                "Use a weight decay of 1e-4 (SGD) to 1e-2 (AdamW).",
             )
         return found
 
@@ -253,17 +233,8 @@ def _power_of_two(values: list[float]) -> bool:
 
 def optimizers_seen(seen: list[Any], names: Mapping[int, str]) -> Finding:
     """Optimizers that are made again and again for the same weights."""
-    counts: dict[int, int] = {}
-    for one in seen:
-        for group in one.param_groups:
-            for p in group["params"]:
-                if id(p) in names:
-                    counts[id(p)] = counts.get(id(p), 0) + 1
-    most = max(counts.values(), default=0)
-    return at_most(
-        "optimizers that stepped with the same weights",
-        float(most),
-        2.0,
-        "the optimizer is made anew again and again, so its momentum and averages are lost.",
-        "Create the optimizer once, before the loop.",
-    )
+    counts = Counter(map(id, weights_of(*seen)))
+    most = max((count for key, count in counts.items() if key in names), default=0)
+    meaning = "the optimizer is made anew again and again, so its momentum and averages are lost."
+    advice = "Create the optimizer once, before the loop."
+    return at_most("optimizers that stepped with the same weights", float(most), 2.0, meaning, advice)

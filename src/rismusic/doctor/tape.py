@@ -75,13 +75,8 @@ class Ref(NamedTuple):
 class Call:
     """A call of a torch function, with tensors replaced by references.
 
-    Args:
-        grad: whether gradients were enabled.
-        inside: whether it was made in the forward pass of a module.
-        state: random state before it, if it draws.
-        cast: device and type of automatic mixed precision, if it was on.
-        pure: whether it depends on data alone.
-        where: file and line of the caller.
+    ``grad``: with gradients enabled; ``inside``: in the forward pass of a module; ``state``: of the random
+    generator before it, if it draws; ``cast``: by automatic mixed precision; ``pure``: depends on data alone.
     """
 
     name: str
@@ -105,12 +100,10 @@ class Call:
 
 @dataclass
 class Root:
-    """A tensor that the tape starts from.
+    """A tensor that the tape starts from; of a ``leaf``, the loss takes derivatives.
 
-    Args:
-        kind: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (an argmax).
-        rows: how it was indexed out of others, the last step first: key of that tensor, and the index.
-        leaf: whether the loss differentiates by it.
+    ``kind``: ``data``, ``noise``, ``constant``, or ``decision`` for integers that a network made (argmax).
+    ``rows``: how it was indexed out of others, the last step first: key of that tensor, and the index.
     """
 
     value: Tensor
@@ -164,14 +157,8 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 class TapeRecorder:
     """Records the calls since the last step of the optimizer.
 
-    Args:
-        module: the network, whose weights the loss depends on.
-
-    Attributes:
-        on: whether calls are recorded.
-        problem: why the present record cannot be repeated; empty if it can.
-        over: likewise, if it is too large.
-        step_bytes: the most memory of a loss, with its weights and gradients, up to now.
+    ``problem``: why the record cannot be repeated, or ``over``: why it is too large; empty if it can.
+    ``step_bytes``: the most memory of a loss, with its weights and gradients, up to now.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -256,7 +243,10 @@ class TapeRecorder:
         self._depth = max(0, self._depth - 1)
         if self.active:
             inputs = tuple(id(one) for one in tensors_in(given))
-            for one in _all_tensors(result):
+            found = tensors_in(result)
+            if not found and hasattr(result, "__dataclass_fields__"):
+                found = tensors_in(dict(vars(result)))
+            for one in found:
                 self.outputs.append(Output(id(one), name, type(part).__name__, self._depth == 0, inputs))
 
     def depends(self, value: Tensor) -> bool:
@@ -287,9 +277,8 @@ class TapeRecorder:
         """The tensors of a call with their versions, before it is made."""
         tensors = tensors_in(list(args)) + tensors_in(kwargs)
         found = [(one, one._version) for one in tensors if not one.is_inference()]
-        changes = (
-            (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or name[:3] == "__i"
-        )
+        in_place = name.endswith("_") and not name.endswith("__")
+        changes = in_place or name == "__setitem__" or name[:3] == "__i"
         if changes and tensors and not self.depends(tensors[0]) and any(map(self.depends, tensors[1:])):
             self._before.setdefault(id(tensors[0]), tensors[0].detach().clone())
         return found
@@ -336,14 +325,18 @@ class TapeRecorder:
             # The detached state of an earlier step is data of this one.
             earlier = any(one.requires_grad for one, _ in found)
             if kept and not mutated and not earlier and all(self._known(one) for one, _ in found):
-                self._record(func, name, args, kwargs, outs, mutated, None, pure=True)
+                self._record(func, (args, kwargs), outs, mutated, None, pure=True)
                 return
             self._touched.update(id(one) for one, _ in found)
             for one in mutated:
                 base = one._base
                 # An environment in which the network acts is not the data.
-                if base is not None and base.numel() > one.numel() and name in _ALTERING and not decided:
-                    self._note_altered(base, name)
+                if base is None or base.numel() <= one.numel() or name not in _ALTERING or decided:
+                    continue
+                old = self._altered.get(id(base))
+                steps = 0 if old is None or old[0]() is not base else old[1]
+                if id(base) not in self._fixed and (old is None or not steps or old[2] != self._window):
+                    self._altered[id(base)] = (weakref.ref(base), steps + 1, self._window, name)
             self.varied |= name in _NUMBERS and not self._depth and torch.is_grad_enabled()
             kind = "noise" if name in _RANDOM else "constant" if name in _CONSTANT else "data"
             base = args[0] if name in ("__getitem__", "index_select") and args else None
@@ -361,22 +354,14 @@ class TapeRecorder:
                 self._kinds[id(one)] = (kind, rows or ((0, name) if name == "stack" else None))
                 self._versions[id(one)] = one._version if not one.is_inference() else 0
             return
-        for one, _ in found:
-            grown = (
-                one.requires_grad and one.grad_fn is not None and not any(one is other for other in mutated)
-            )
-            if grown and id(one) not in self._tainted and name not in ("backward", "__get__"):
+        for one, _ in found if name not in ("backward", "__get__") else ():
+            grown = one.requires_grad and one.grad_fn is not None and id(one) not in self._tainted
+            if grown and not any(one is other for other in mutated):
                 self.problem = "a part of the loss is made by calls that torch does not show"
-        self._record(func, name, args, kwargs, outs, mutated, state, pure=False)
+        self._record(func, (args, kwargs), outs, mutated, state, pure=False)
         self._tainted.update(map(id, (*outs, *mutated)))
         if len(self.calls) > _MOST_CALLS:
             self._give_up(f"more than {_MOST_CALLS} calls in a step")
-
-    def _note_altered(self, base: Tensor, name: str) -> None:
-        old = self._altered.get(id(base))
-        steps = 0 if old is None or old[0]() is not base else old[1]
-        if id(base) not in self._fixed and (old is None or not steps or old[2] != self._window):
-            self._altered[id(base)] = (weakref.ref(base), steps + 1, self._window, name)
 
     @property
     def altered(self) -> set[str]:
@@ -390,16 +375,7 @@ class TapeRecorder:
         return True
 
     def _record(
-        self,
-        func: Any,
-        name: str,
-        args: Any,
-        kwargs: Any,
-        outs: Sequence[Tensor],
-        mutated: Any,
-        state: Any,
-        *,
-        pure: bool,
+        self, func: Any, given: tuple[Any, Any], outs: list[Tensor], mutated: Any, state: Any, *, pure: bool
     ) -> None:
         def reference(value: Tensor) -> Ref:
             self._known(value)
@@ -408,13 +384,11 @@ class TapeRecorder:
         kind = outs[0].device.type if outs else "cpu"
         cast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         keys = tuple(map(id, outs)), tuple(map(id, mutated))
-        call = (_mapped(args, reference), _mapped(kwargs, reference))
-        self.calls.append(
-            Call(
-                *(name, func, *call, *keys, torch.is_grad_enabled(), self._depth > 0, state, cast, pure),
-                calling_line(),
-            )
-        )
+        args, kwargs = (_mapped(one, reference) for one in given)
+        how = torch.is_grad_enabled(), self._depth > 0
+        line = calling_line()
+        name = getattr(func, "__name__", "")
+        self.calls.append(Call(name, func, args, kwargs, *keys, *how, state, cast, pure, line))
 
     def base_rows(self, tape: Tape) -> int:
         """Most rows of a tensor from which data are indexed."""
@@ -466,9 +440,8 @@ class TapeRecorder:
         made |= {key for call in calls for key in call.mutated}
         outputs = [one for one in self.outputs if one.key in made]
         used = sum(self._sizes.get(key, 0) for key in made)
-        used += sum(root.value.nbytes for root in roots.values()) + 2 * sum(
-            w.nbytes for w in weights.values()
-        )
+        used += sum(root.value.nbytes for root in roots.values())
+        used += 2 * sum(weight.nbytes for weight in weights.values())
         self.step_bytes = max(self.step_bytes, used)
         return Tape(calls, roots, weights, id(loss), float(loss.detach()), outputs)
 
@@ -479,13 +452,6 @@ def _memory(value: Tensor) -> tuple[int, int]:
         return id(value), 0
     storage = value.untyped_storage()
     return storage.data_ptr() or id(value), storage.nbytes()
-
-
-def _all_tensors(value: Any) -> list[Tensor]:
-    found = tensors_in(value)
-    if not found and hasattr(value, "__dataclass_fields__"):
-        found = tensors_in(dict(vars(value)))
-    return found
 
 
 def _needed(calls: Sequence[Call], keys: Iterable[int], stop: Iterable[int] = ()) -> list[Call]:
@@ -532,8 +498,7 @@ class Tape:
             found = {key}
             for call in self.calls:
                 if any(one in found for one in call.reads):
-                    found.update(call.outs)
-                    found.update(call.mutated)
+                    found.update((*call.outs, *call.mutated))
             self._reached[key] = found
         return self._reached[key]
 
@@ -542,8 +507,7 @@ class Tape:
         found = {key}
         for call in self.calls:
             if not call.inside and any(one in found for one in call.reads):
-                found.update(call.outs)
-                found.update(call.mutated)
+                found.update((*call.outs, *call.mutated))
         return found
 
     @property
@@ -569,26 +533,28 @@ class Tape:
         for key, root in self.roots.items():
             if root.kind != "data" or root.value.numel() < 2:
                 continue
-            pure = {key}
-            for call in self.calls:
-                if any(one in pure for one in call.reads):
-                    if call.pure:
-                        pure.update(call.outs)
-                    elif not call.inside and not inside & set(call.outs):
-                        found.append(key)
-                        break
+            copies = self.copies(key)
+            if any(not call.inside and not inside & set(call.outs) for call in self.users(copies)):
+                found.append(key)
         return found
+
+    def copies(self, key: int) -> set[int]:
+        """Keys of what is made of some data, and of other data, before the network and the loss use it."""
+        found = {key}
+        for call in self.calls:
+            if call.pure and any(one in found for one in call.reads):
+                found.update(call.outs)
+        return found
+
+    def users(self, keys: set[int]) -> list[Call]:
+        """The calls of network and loss that read one of some tensors."""
+        return [call for call in self.calls if not call.pure and not keys.isdisjoint(call.reads)]
 
 
 class Replay:
-    """Repeats a tape.
+    """Repeats a tape, with its own or other values of weights and roots.
 
-    Args:
-        tape: the recorded calls.
-        weights: values of the weights; by default, the present ones.
-        double: whether to calculate in double precision.
-        roots: values of some roots; by default, the recorded ones.
-        running: whether batch normalisation uses its running statistics, as in evaluation mode.
+    ``running``: batch normalisation uses its running statistics, as in evaluation mode.
     """
 
     def __init__(
@@ -637,20 +603,15 @@ class Replay:
         *,
         exact: bool = False,
     ) -> dict[int, Tensor]:
-        """All tensors, with some replaced.
+        """All tensors that the ends (or the loss) need, with roots, weights or ``given`` results replaced.
 
-        Args:
-            roots: by key of a root.
-            weights: by key of a weight.
-            given: by key of a tensor that is made on the tape.
-            ends: tensors to calculate; the loss by default.
-            exact: with dropout and batch normalisation as recorded.
+        ``exact``: with dropout and batch normalisation as recorded.
         """
         given = given or {}
         env: dict[int, Tensor] = {**self.roots, **(roots or {}), **self.weights, **(weights or {})}
-        calls = (
-            _needed(self.tape.calls, ends or [self.tape.loss], given) if ends or given else self.tape.calls
-        )
+        calls = self.tape.calls
+        if ends or given:
+            calls = _needed(calls, ends or [self.tape.loss], given)
         changed = {key for call in calls for key in call.mutated}
         env = {key: value.clone() if key in changed else value for key, value in env.items()}
         env.update(given)
@@ -708,10 +669,7 @@ class Replay:
                 return args, {**kwargs, "training": False}
             if id(call) not in self._norms:
                 axes = [0, *range(2, value.ndim)]
-                self._norms[id(call)] = (
-                    value.detach().mean(axes),
-                    value.detach().var(axes, unbiased=False),
-                )
+                self._norms[id(call)] = (value.detach().mean(axes), value.detach().var(axes, unbiased=False))
             args = (value, *self._norms[id(call)])
             kwargs = {**kwargs, "training": False}
         return args, kwargs

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
 from rismusic.doctor.state import ERRORS, names
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
@@ -70,11 +70,7 @@ def _is_diagonal(value: Tensor) -> bool:
 
 
 def samples_of(tape: Tape, axis: int = 0) -> Samples:
-    """The samples along an axis of the input.
-
-    Raises:
-        LeftOutError: there are no samples that may be exchanged.
-    """
+    """The samples along an axis of the input, if they may be exchanged."""
     if tape.random:
         raise LeftOutError("the loss draws numbers that depend on the network")
     roots = tape.roots
@@ -181,48 +177,43 @@ def mixing_findings(tape: Tape) -> list[Finding]:
         if moved <= limit and not tape.roots[samples.primary].picked:
             raise LeftOutError("the samples may be along the second axis")
     recurrent = any(word in first for word in ("LSTM", "GRU", "RNN", "Transformer", "Attention"))
-    found = [
-        at_most(
-            "change of the outputs of other samples when one sample is replaced, over their size",
-            mixed,
-            limit,
-            f"samples of a batch affect each other{first}: "
-            + (
-                "batch_first does not fit the order of the axes."
-                if recurrent
-                else "axes are mixed up (view or flatten across the batch, batch_first, softmax, transform "
-                "or statistics over the batch)."
-            ),
-            "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
-            "from axis 1; transpose in place of view.",
-            line,
-        )
-    ]
+    found = Findings()
+    found.at_most(
+        "change of the outputs of other samples when one sample is replaced, over their size",
+        mixed,
+        limit,
+        f"samples of a batch affect each other{first}: "
+        + (
+            "batch_first does not fit the order of the axes."
+            if recurrent
+            else "axes are mixed up (view or flatten across the batch, batch_first, softmax, transform "
+            "or statistics over the batch)."
+        ),
+        "The first axis is the samples: batch_first=True for recurrent layers and attention; flatten "
+        "from axis 1; transpose in place of view.",
+        line,
+    )
     if mixed <= limit:
         order = permutation(samples.number)
         every = torch.arange(samples.number)
         place, first, line = _differing(replay, samples, order, every, order, limit)
-        found.append(
-            at_most(
-                "change of the outputs when the samples are put in another order, over their size",
-                place,
-                limit,
-                f"the output of a sample depends on its place in the batch{first}: a table, mask or position "
-                "is indexed along the samples, not along another axis (time).",
-                "Look at what is added to or multiplied with the samples, and at its axis.",
-                line,
-            )
+        found.at_most(
+            "change of the outputs when the samples are put in another order, over their size",
+            place,
+            limit,
+            f"the output of a sample depends on its place in the batch{first}: a table, mask or position "
+            "is indexed along the samples, not along another axis (time).",
+            "Look at what is added to or multiplied with the samples, and at its axis.",
+            line,
         )
         if place <= limit:
-            found.append(
-                at_most(
-                    "relative change of the loss when samples and their targets are put in another order",
-                    change,
-                    limit,
-                    "the loss depends on the order of the samples, though each output belongs to one "
-                    "sample: outputs and targets are flattened or matched in different orders, so outputs "
-                    "meet the targets of others.",
-                )
+            found.at_most(
+                "relative change of the loss when samples and their targets are put in another order",
+                change,
+                limit,
+                "the loss depends on the order of the samples, though each output belongs to one "
+                "sample: outputs and targets are flattened or matched in different orders, so outputs "
+                "meet the targets of others.",
             )
     return found
 
@@ -230,18 +221,9 @@ def mixing_findings(tape: Tape) -> list[Finding]:
 def _differing(
     replay: Replay, samples: Samples, index: Tensor, rows: Tensor, old_rows: Tensor, limit: float
 ) -> tuple[float, str, str]:
-    """The largest difference of some outputs of a batch with other samples, and where it starts.
+    """The largest difference of rows of a batch of other samples from the old rows that they should equal.
 
-    Args:
-        replay: the loss.
-        samples: the samples of the batch.
-        index: the samples that the batch is made of.
-        rows: rows of the new outputs to compare.
-        old_rows: rows of the old outputs that they should equal.
-        limit: relative difference that counts.
-
-    Returns:
-        The difference, the first module with one, and the line of the first call with one.
+    Also the first module with one above the limit, and the line of the first call with one.
     """
     with torch.no_grad():
         env = replay.run(
@@ -255,10 +237,8 @@ def _differing(
         axis = _sample_axis(old, samples)
         if axis is None or old.shape != new.shape:
             return 0.0
-        old, new = (
-            old.index_select(axis, old_rows.to(old.device)),
-            new.index_select(axis, rows.to(old.device)),
-        )
+        old = old.index_select(axis, old_rows.to(old.device))
+        new = new.index_select(axis, rows.to(new.device))
         return size_of(new - old) / max(size_of(old), 1e-30)
 
     changes = [(change(one.key), one) for one in replay.tape.outputs]
@@ -294,13 +274,9 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
     samples = chosen_samples(tape)
     replay = replay_of(tape)
     results = [one.key for one in tape.results]
-    found = [
-        must_be_zero(
-            "inputs of the network that it does not use",
-            len(unread),
-            f"the network does not use {listed(unread)}.",
-        )
-    ]
+    found = Findings()
+    meaning = f"the network does not use {listed(unread)}."
+    found.must_be_zero("inputs of the network that it does not use", len(unread), meaning)
     for key in tape.inputs:
         value = replay.roots[key]
         if key not in samples.axes or value.dtype == torch.bool:
@@ -314,15 +290,13 @@ def usage_findings(tape: Tape, unread: Sequence[str]) -> list[Finding]:
             unused = float((varying & ~effect).sum() / varying.sum())
         else:
             unused = _column_effects(replay, key, samples, flat, results)
-        found.append(
-            at_most(
-                f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect on "
-                "the output",
-                unused,
-                _UNUSED,
-                "a part of the input has no effect on the output of any sample: a mask is inverted or of "
-                "another axis, or the network reads only some positions or features.",
-            )
+        found.at_most(
+            f"share of the entries of an input {list(tape.roots[key].value.shape)} without any effect on "
+            "the output",
+            unused,
+            _UNUSED,
+            "a part of the input has no effect on the output of any sample: a mask is inverted or of "
+            "another axis, or the network reads only some positions or features.",
         )
     return found
 
@@ -337,10 +311,8 @@ def _effects(replay: Replay, key: int, samples: Samples, results: Sequence[int])
         out = env[one]
         if out.requires_grad:
             out = torch.view_as_real(out.resolve_conj()) if out.is_complex() else out
-            total = (
-                total
-                + (out.double() * torch.randn(out.shape, generator=generator).to(out.device)).sum().cpu()
-            )
+            random = torch.randn(out.shape, generator=generator).to(out.device)
+            total = total + (out.double() * random).sum().cpu()
     if not total.requires_grad:
         raise LeftOutError("the outputs have no gradient by the input")
     (g,) = torch.autograd.grad(total, [value], allow_unused=True)
@@ -420,14 +392,11 @@ def value_findings(tape: Tape) -> list[Finding]:
         root = replay.roots[key]
         if root.is_complex() or bool((root == root.flatten()[0]).all()):
             continue
-        pure = {key}
-        for call in tape.calls:
-            if call.pure and any(one in pure for one in call.reads):
-                pure.update(call.outs)
-        for call in tape.calls:
-            for one in call.reads if not call.pure and not call.inside else ():
+        copies = tape.copies(key)
+        for call in tape.users(copies):
+            for one in call.reads if not call.inside else ():
                 value = replay.base.get(one)
-                if one in pure and one != key and value is not None and value.numel() >= 8:
+                if one in copies and one != key and value is not None and value.numel() >= 8:
                     lost += bool((value == value.flatten()[0]).all())
     dropped = [
         one.name or "the network"
@@ -438,35 +407,24 @@ def value_findings(tape: Tape) -> list[Finding]:
         and not goes_on(tape, one.key)
     ]
     rates = [dropout_rate(call) for call in tape.calls if call.name in _DROPOUT]
-    return [
-        must_be_zero(
-            "targets that are the same for all samples where the loss uses them, though the data are not",
-            lost,
-            "the targets lose their values on the way to the loss (a cast to integers, a product with 0, a "
-            "wrong comparison).",
-        ),
-        must_be_zero(
-            "outputs with dropout",
-            len(dropped),
-            f"dropout is applied to the output of {listed(dropped)}, which sets predictions to 0 at random.",
-        ),
-        at_most(
-            "largest probability of dropout",
-            max(rates, default=0.0),
-            0.8,
-            "dropout removes nearly everything: the probability to keep was given for that to drop?",
-            "Use 0.1 to 0.5.",
-        ),
-    ]
+    found = Findings()
+    found.must_be_zero(
+        "targets that are the same for all samples where the loss uses them, though the data are not",
+        lost,
+        "the targets lose their values on the way to the loss (a cast to integers, a product with 0, a "
+        "wrong comparison).",
+    )
+    meaning = f"dropout is applied to the output of {listed(dropped)}, which sets predictions to 0 at random."
+    found.must_be_zero("outputs with dropout", len(dropped), meaning)
+    meaning = "dropout removes nearly everything: the probability to keep was given for that to drop?"
+    found.at_most("largest probability of dropout", max(rates, default=0.0), 0.8, meaning, "Use 0.1 to 0.5.")
+    return found
 
 
 def goes_on(tape: Tape, key: int) -> bool:
     """Whether weights are applied to what depends on a tensor."""
     reached = tape.reached(key)
-    return any(
-        any(one in reached for one in call.reads) and any(one in tape.weights for one in call.reads)
-        for call in tape.calls
-    )
+    return any(reached & set(call.reads) and tape.weights.keys() & set(call.reads) for call in tape.calls)
 
 
 def dropout_rate(call: Call) -> float:
@@ -682,9 +640,10 @@ def exchange_findings(tape: Tape) -> list[Finding]:
     replay = replay_of(tape)
     limit = 1e-11 if replay.double else 1e-6
     inputs = set(tape.inputs)
-    if any(tape.roots[key].kind != "data" for key in inputs) or _compares_distributions(tape):
+    sorts = any(call.name in ("sort", "cdist", "topk", "argsort") for call in tape.calls)
+    if sorts or any(tape.roots[key].kind != "data" for key in inputs):
         raise LeftOutError("the loss compares distributions, not samples")
-    found = []
+    found = Findings()
     for key in tape.targets:
         value = replay.roots[key]
         axis = samples.axes.get(key)
@@ -695,42 +654,22 @@ def exchange_findings(tape: Tape) -> list[Finding]:
             continue
         order = permutation(samples.number)
         change = abs(replay.value(roots=samples.roots(replay, order, [key])) - replay.loss)
-        user = next((call for call in tape.calls if _first_use(tape, call, key)), None)
-        found.append(
-            at_least(
-                "relative change of the loss when a target or weight is exchanged between samples",
-                change / max(abs(replay.loss), 1e-12),
-                limit,
-                "the loss does not depend on which sample has which target or weight (a tensor of shape "
-                f"{list(value.shape)}): shapes are broadcast, such as [N, 1] with [N], so every output meets "
-                "every target, or means are taken before the comparison.",
-                "Give both the same shape, such as with squeeze(1), and compare before any mean.",
-                user.where if user is not None else "",
-            )
+        where = next((call.where for call in tape.users(tape.copies(key))), "")
+        found.at_least(
+            "relative change of the loss when a target or weight is exchanged between samples",
+            change / max(abs(replay.loss), 1e-12),
+            limit,
+            "the loss does not depend on which sample has which target or weight (a tensor of shape "
+            f"{list(value.shape)}): shapes are broadcast, such as [N, 1] with [N], so every output meets "
+            "every target, or means are taken before the comparison.",
+            "Give both the same shape, such as with squeeze(1), and compare before any mean.",
+            where,
         )
     return found
 
 
-def _first_use(tape: Tape, call: Call, key: int) -> bool:
-    """Whether a call is the first that uses a tensor with outputs."""
-    pure = {key}
-    for one in tape.calls:
-        if one.pure and any(k in pure for k in one.reads):
-            pure.update(one.outs)
-    return not call.pure and any(k in pure for k in call.reads)
-
-
-def _compares_distributions(tape: Tape) -> bool:
-    return any(call.name in ("sort", "cdist", "topk", "argsort") for call in tape.calls)
-
-
 def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
-    """Checks of a loss before the training: each repeats it with other data.
-
-    Args:
-        tape: the loss.
-        unread: inputs that the network does not use.
-    """
+    """Checks of a loss before the training: each repeats it with other data."""
     checks = (
         ("BATCH", partial(mixing_findings, tape)),
         ("USAGE", partial(usage_findings, tape, unread)),

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.learning_checks import LearningChecks
-from rismusic.doctor.report import listed, must_be_zero, report_of
+from rismusic.doctor.report import Findings, listed, report_of
 from rismusic.doctor.state import ERRORS
 from rismusic.doctor.tape import Tape, TapeRecorder, faithful
 from rismusic.doctor.tape_checks import size_of, tape_reports
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Report
 
 # Steps whose tape is kept: all of the first ones, then one in eight.
 _FIRST_STEPS, _EVERY = 64, 8
@@ -28,11 +28,7 @@ _KINDS = 3
 
 
 class TapeRecord:
-    """Tapes of the losses of a loop.
-
-    Args:
-        module: the network.
-    """
+    """Tapes of the losses of a loop."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -74,7 +70,9 @@ class TapeRecord:
                 self._give_up(self.over)
                 return
             if step < _KEPT and not self._silent:
-                self._silent = _silent_weights(tape)
+                keys = {key for call in tape.calls if not call.grad and not call.pure for key in call.reads}
+                weights = {key: one for key, one in tape.weights.items() if key in keys}
+                self._silent = {key: (one, one.detach().clone()) for key, one in weights.items()}
             kind = tape.kind
             if kind not in self.first and len(self.first) < _KINDS:
                 if not faithful(tape):
@@ -83,7 +81,8 @@ class TapeRecord:
                 self.first[kind] = tape
                 for key, weight in tape.weights.items():
                     self.initial.setdefault(key, weight.detach().clone())
-                self._start[kind] = self._check(tape, recorder)
+                with torch.random.fork_rng(devices=[]):
+                    self._start[kind] = tape_reports(tape, recorder.unread())
             self._note_data(tape, recorder)
         except ERRORS as error:
             self._give_up(" ".join(f"{type(error).__name__}: {error}".split())[:120])
@@ -102,11 +101,6 @@ class TapeRecord:
         if not self.first:
             self.problem = reason
 
-    def _check(self, tape: Tape, recorder: TapeRecorder) -> list[Report]:
-        """Checks of the first tape of a kind, at the initial weights."""
-        with torch.random.fork_rng(devices=[]):
-            return tape_reports(tape, recorder.unread())
-
     def _note_data(self, tape: Tape, recorder: TapeRecorder) -> None:
         """Labels and rows of a batch."""
         targets = [tape.roots[key].value for key in tape.targets if key not in tape.inputs]
@@ -114,12 +108,10 @@ class TapeRecord:
         if len(flat) == 1 and len(self.labels) < _FIRST_STEPS and not flat[0].is_complex():
             self.labels.append(flat[0].flatten().double().cpu())
         before = self.late[-1] if self.late else self.early[-1] if self.early else None
-        data = [root.value for root in tape.roots.values() if root.kind == "data" and root.value.numel() > 1]
+        data = [value for value in _data(tape) if value.numel() > 1]
         if before is not None and data:
-            old = [r.value for r in before.roots.values() if r.kind == "data" and r.value.numel() > 1]
-            same = len(old) == len(data) and all(
-                a.shape == b.shape and torch.equal(a, b) for a, b in zip(old, data, strict=True)
-            )
+            old = [value for value in _data(before) if value.numel() > 1]
+            same = len(old) == len(data) and all(map(torch.equal, old, data))
             self._same = self._same + 1 if same else 0
             if self._same == 20:
                 self.loader = max(recorder.base_rows(tape), _loader_rows())
@@ -156,75 +148,55 @@ class TapeRecord:
         """What the first tapes said."""
         if not self._start:
             reason = self.problem or "no loss was recorded"
-            return [report_of("BATCH", f"left out: {reason}", [])]
+            return [report_of("BATCH", f"left out: {reason}")]
         return [report for reports in self._start.values() for report in reports]
 
     def data_report(self) -> Report:
         """[DATA]: order and rows of the batches."""
-        found: list[Finding] = []
+        found = Findings()
         if len(self.labels) >= 8 and min(map(len, self.labels)) >= 4:
             share, kind = _purity(self.labels)
             if share is not None:
-                found.append(
-                    at_least(
-                        "spread of the targets within a batch over that of all batches",
-                        share,
-                        0.3 if kind == "classes" else 0.1,
-                        "batches are not mixed: consecutive batches have targets of one kind each, since "
-                        "the data are sorted and not shuffled.",
-                        "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
-                    )
+                found.at_least(
+                    "spread of the targets within a batch over that of all batches",
+                    share,
+                    0.3 if kind == "classes" else 0.1,
+                    "batches are not mixed: consecutive batches have targets of one kind each, since "
+                    "the data are sorted and not shuffled.",
+                    "Shuffle the data (shuffle=True, or a new permutation in each epoch).",
                 )
-        found.append(
-            must_be_zero(
-                "calls that change the data in place",
-                len(self.altered),
-                f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
-                "from epoch to epoch.",
-                "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
-            )
+        found.must_be_zero(
+            "calls that change the data in place",
+            len(self.altered),
+            f"the data are changed in place in the loop ({listed(sorted(self.altered))}), so they differ "
+            "from epoch to epoch.",
+            "Work on a copy of the batch (x = x * 2 in place of x *= 2).",
         )
         if self._same >= 20 and self.loader:
-            size = max(
-                len(r.value) for r in self.early[-1].roots.values() if r.kind == "data" and r.value.ndim
-            )
-            found.append(
-                at_most(
-                    "rows of the data over those of the one batch that is used in every step",
-                    self.loader / max(size, 1),
-                    2.0,
-                    "every step uses the same batch, though there are more data.",
-                )
+            size = max(len(value) for value in _data(self.early[-1]) if value.ndim)
+            found.at_most(
+                "rows of the data over those of the one batch that is used in every step",
+                self.loader / max(size, 1),
+                2.0,
+                "every step uses the same batch, though there are more data.",
             )
         return report_of("DATA", f"{len(self.early) + len(self.late)} batches", found)
 
     def final_reports(
-        self,
-        steps: int,
-        own: set[int],
-        *,
-        alone: bool,
-        settings: Settings | None = None,
+        self, steps: int, own: set[int], *, alone: bool, settings: Settings | None = None
     ) -> list[Report]:
-        """Checks at the end of the loop.
-
-        Args:
-            steps: number of steps.
-            own: keys of the weights that an optimizer holds.
-            alone: whether there is one optimizer only.
-            settings: how the loop trains, if there is one optimizer.
-        """
+        """Checks at the end; ``own``: keys of trained weights, ``alone``: whether there is one optimizer."""
         if self.problem or not self.first:
             return []
         tapes = [*self.early, *self.late]
         if self.over and len(tapes) < 4:
-            return [report_of("LEARNED", f"left out: {self.over}", [])]
-        state, self.checking = torch.get_rng_state(), True
+            return [report_of("LEARNED", f"left out: {self.over}")]
+        self.checking = True
         kinds = _of_one_kind(tapes), _of_one_kind(list(self.late or self.early))
-        loop = LearningChecks(self.first, kinds, self.initial, steps, own, alone, settings)
-        reports = loop.reports
+        with torch.random.fork_rng(devices=[]):
+            loop = LearningChecks(self.first, kinds, self.initial, steps, own, alone, settings)
+            reports = loop.reports
         self.checking = False
-        torch.set_rng_state(state)
         return reports
 
 
@@ -236,20 +208,16 @@ def _of_one_kind(tapes: list[Tape]) -> list[Tape]:
     """The tapes of the most frequent kind and shape, each batch once."""
     counts = Counter(tape.kind + _shapes(tape) for tape in tapes)
     most = counts.most_common(1)[0][0] if tapes else ""
-    return list({_fingerprint(tape): tape for tape in tapes if tape.kind + _shapes(tape) == most}.values())
-
-
-def _silent_weights(tape: Tape) -> dict[int, tuple[nn.Parameter, Tensor]]:
-    keys = {key for call in tape.calls if not call.grad and not call.pure for key in call.reads}
-    return {key: (one, one.detach().clone()) for key, one in tape.weights.items() if key in keys}
+    alike = [tape for tape in tapes if tape.kind + _shapes(tape) == most]
+    return list({tuple(size_of(value) for value in _data(tape)): tape for tape in alike}.values())
 
 
 def _shapes(tape: Tape) -> str:
-    return " ".join(str(tuple(root.value.shape)) for root in tape.roots.values() if root.kind == "data")
+    return " ".join(str(tuple(value.shape)) for value in _data(tape))
 
 
-def _fingerprint(tape: Tape) -> tuple[float, ...]:
-    return tuple(float(size_of(r.value)) for r in tape.roots.values() if r.kind == "data")
+def _data(tape: Tape) -> list[Tensor]:
+    return [root.value for root in tape.roots.values() if root.kind == "data"]
 
 
 def _purity(labels: Sequence[Tensor]) -> tuple[float | None, str]:

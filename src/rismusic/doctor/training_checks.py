@@ -12,8 +12,9 @@ from torch import Tensor
 from rismusic.doctor import references as ref
 from rismusic.doctor.case import Case
 from rismusic.doctor.hypotheses import explanation
+from rismusic.doctor.loss_checks import gradients_by
 from rismusic.doctor.references import cosine, total_norm
-from rismusic.doctor.report import must_be_zero, report_of
+from rismusic.doctor.report import Findings, report_of
 from rismusic.io import Recording
 from rismusic.metrics import Score
 from rismusic.nn import data, validation
@@ -99,43 +100,36 @@ def check_schedule(case: Case) -> Report:
         if bool((factors == 0).any()) and spec.schedule.learning_rate_floor > 0:
             text = "the learning rate is 0 at some step, such as the first one"
     peak = int(expected.argmax())
-    findings = [
-        at_most(
-            "largest distance of the factors of the learning rate from the schedule of the settings",
-            off,
-            1e-3,
-            f"the schedule is not that of the settings: {text}.",
-            "Advance it once per optimizer step: scenes / (batch x accumulation), times epochs.",
-        ),
-        at_most(
-            "share of the run in which the learning rate rises",
-            peak / max(1, planned),
-            0.5,
-            "the warm-up takes most of the run.",
-        ),
-    ]
+    findings = Findings()
+    findings.at_most(
+        "largest distance of the factors of the learning rate from the schedule of the settings",
+        off,
+        1e-3,
+        f"the schedule is not that of the settings: {text}.",
+        "Advance it once per optimizer step: scenes / (batch x accumulation), times epochs.",
+    )
+    meaning = "the warm-up takes most of the run."
+    findings.at_most(
+        "share of the run in which the learning rate rises", peak / max(1, planned), 0.5, meaning
+    )
     usual = "A learning rate of 1e-4 to 1e-3 is usual for AdamW."
     for group in case.learner.optimizer.param_groups:
         name, rate = f"highest learning rate of {group['name']}", float(group["highest"])
-        findings += [
-            at_least(name, rate, 1e-7, "nothing is learned.", usual),
-            at_most(
-                name, rate, 0.05, "each step changes weights by their own size: the training diverges.", usual
-            ),
-        ]
+        findings.at_least(name, rate, 1e-7, "nothing is learned.", usual)
+        findings.at_most(
+            name, rate, 0.05, "each step changes weights by their own size: the training diverges.", usual
+        )
     betas = [data.beta_at(spec.schedule, epoch, spec.seed) for epoch in range(spec.schedule.epochs)]
     plan = [ref.planned_beta(spec.schedule, epoch) for epoch in range(spec.schedule.epochs)]
-    findings += [
-        at_most(
-            "largest distance of beta from the settings, beyond its jitter",
-            max(abs(one - beta) - jitter for one, (beta, jitter) in zip(betas, plan, strict=True)),
-            0.0,
-            f"beta goes from {betas[0]:.3g} to {betas[-1]:.3g}, the settings have {plan[0][0]:.3g} to "
-            f"{plan[-1][0]:.3g}.",
-            "Let beta rise from 0 to schedule.beta, which inference uses. Count epochs, not steps.",
-        ),
-        at_most("largest beta", max(betas), 0.999, "R_pred has no part in R_blend."),
-    ]
+    findings.at_most(
+        "largest distance of beta from the settings, beyond its jitter",
+        max(abs(one - beta) - jitter for one, (beta, jitter) in zip(betas, plan, strict=True)),
+        0.0,
+        f"beta goes from {betas[0]:.3g} to {betas[-1]:.3g}, the settings have {plan[0][0]:.3g} to "
+        f"{plan[-1][0]:.3g}.",
+        "Let beta rise from 0 to schedule.beta, which inference uses. Count epochs, not steps.",
+    )
+    findings.at_most("largest beta", max(betas), 0.999, "R_pred has no part in R_blend.")
     text = f"{planned} steps, highest rate at step {peak}; beta {betas[0]:.2f} to {betas[-1]:.2f}"
     return report_of("SCHEDULE", text, findings)
 
@@ -162,10 +156,7 @@ def check_step(case: Case) -> Report:
     weights, beta, clip = case.spec.loss.weights, 0.1, case.spec.clip_norm
     parameters = {name: weight for name, weight in learner.weights.items() if weight.requires_grad}
     loss = torch.stack([learner.losses(one, beta, weights).total for one in recordings]).mean()
-    gradients = torch.autograd.grad(
-        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
-    )
-    expected = dict(zip(parameters, gradients, strict=True))
+    expected = gradients_by(parameters, loss)
     got: dict[str, Tensor] = {}
 
     def before_step(*_: object) -> None:
@@ -181,31 +172,30 @@ def check_step(case: Case) -> Report:
     lost = (
         f"the epsilon is {epsilon:g}" if epsilon > 1e-8 else "clip_norm is far below the usual gradient norm"
     )
-    findings = [
-        at_least(
-            "cosine between the gradient in the optimizer and that of the loss",
-            cosine(got, expected),
-            0.99,
-            "the optimizer does not get the gradient of the loss: reversed (the wrong sign), replaced by "
-            "numbers, clipped by value, or a batch left out of the accumulation?",
-            "Call backward on each batch's loss over the number of batches. Leave the gradients unchanged.",
-        ),
-        at_most(
-            "norm of the gradient in the optimizer over that of the clipped gradient, distance from 1",
-            abs(total_norm(got) / (kept * size) - 1) if size else math.inf,
-            0.05,
-            "the gradient is scaled: unscaled twice, clipped before unscaling, or a sum instead of a mean?",
-            "Unscale once, then clip, then step. Divide each batch's loss by the number of batches.",
-        ),
-        at_most(
-            "epsilon of AdamW over the root mean square of the clipped gradient",
-            epsilon / max(clip / math.sqrt(numel), 1e-300) if kept < 1 else 0.0,
-            _EPSILON_SHARE,
-            f"what is left of the gradient ({size:.2g}) at clip_norm = {clip:g} is lost in the epsilon of "
-            f"AdamW, so steps are too small: {lost}.",
-            "Use an epsilon of 1e-8, and a clip_norm of a few times the usual norm.",
-        ),
-    ]
+    findings = Findings()
+    findings.at_least(
+        "cosine between the gradient in the optimizer and that of the loss",
+        cosine(got, expected),
+        0.99,
+        "the optimizer does not get the gradient of the loss: reversed (the wrong sign), replaced by "
+        "numbers, clipped by value, or a batch left out of the accumulation?",
+        "Call backward on each batch's loss over the number of batches. Leave the gradients unchanged.",
+    )
+    findings.at_most(
+        "norm of the gradient in the optimizer over that of the clipped gradient, distance from 1",
+        abs(total_norm(got) / (kept * size) - 1) if size else math.inf,
+        0.05,
+        "the gradient is scaled: unscaled twice, clipped before unscaling, or a sum instead of a mean?",
+        "Unscale once, then clip, then step. Divide each batch's loss by the number of batches.",
+    )
+    findings.at_most(
+        "epsilon of AdamW over the root mean square of the clipped gradient",
+        epsilon / max(clip / math.sqrt(numel), 1e-300) if kept < 1 else 0.0,
+        _EPSILON_SHARE,
+        f"what is left of the gradient ({size:.2g}) at clip_norm = {clip:g} is lost in the epsilon of "
+        f"AdamW, so steps are too small: {lost}.",
+        "Use an epsilon of 1e-8, and a clip_norm of a few times the usual norm.",
+    )
     return report_of("STEP", f"gradient {size:.3g}, clipped at {clip:g}", findings)
 
 
@@ -216,13 +206,9 @@ def check_weight_decay(case: Case) -> Report:
         float(group["weight_decay"]) * float(group["highest"]) * steps
         for group in case.learner.optimizer.param_groups
     )
-    finding = at_most(
-        "sum over the steps of learning rate times weight decay",
-        decay,
-        1.0,
-        "the weight decay pulls the weights to 0 faster than they can learn.",
-        "Lower weight_decay. 0.01 is usual.",
-    )
+    meaning = "the weight decay pulls the weights to 0 faster than they can learn."
+    advice = "Lower weight_decay. 0.01 is usual."
+    finding = at_most("sum over the steps of learning rate times weight decay", decay, 1.0, meaning, advice)
     return report_of("DECAY", f"weight decay alone shrinks the weights to {math.exp(-decay):.0%}", [finding])
 
 
@@ -233,30 +219,28 @@ def check_non_finite_gradient(case: Case) -> Report:
     # A regular step first, so that the moving average differs from the weights.
     learner.step(recordings, 0.1, weights)
     before, average = probes.copy_parameters(learner), {k: v.clone() for k, v in learner.average.items()}
-    name, target = max(
-        ((n, w) for n, w in learner.weights.items() if w.requires_grad), key=lambda pair: pair[1].numel()
-    )
+    trained = {name: weight for name, weight in learner.weights.items() if weight.requires_grad}
+    name, target = max(trained.items(), key=lambda pair: pair[1].numel())
     handle = target.register_hook(lambda gradient: gradient * math.nan)
     numbers = learner.step(recordings, 0.1, weights)
     handle.remove()
-    findings = [
-        must_be_zero(
-            "change of the weights by a step whose gradient is not finite",
-            total_norm({name: learner.weights[name].detach() - old for name, old in before.items()}),
-            "a non-finite gradient is replaced by numbers or applied. Its step must be skipped.",
-            "Skip the step, count it, and stop past a limit. Never use nan_to_num.",
-        ),
-        must_be_zero(
-            "change of the averaged weights by a step whose gradient is not finite",
-            total_norm({name: learner.average[name] - old for name, old in average.items()}),
-            "the moving average is updated after a skipped step.",
-        ),
-        must_be_zero(
-            "steps with a non-finite gradient logged as taken",
-            float(numbers["taken"]),
-            "a non-finite gradient is logged as a regular step.",
-        ),
-    ]
+    findings = Findings()
+    findings.must_be_zero(
+        "change of the weights by a step whose gradient is not finite",
+        total_norm({name: learner.weights[name].detach() - old for name, old in before.items()}),
+        "a non-finite gradient is replaced by numbers or applied. Its step must be skipped.",
+        "Skip the step, count it, and stop past a limit. Never use nan_to_num.",
+    )
+    findings.must_be_zero(
+        "change of the averaged weights by a step whose gradient is not finite",
+        total_norm({name: learner.average[name] - old for name, old in average.items()}),
+        "the moving average is updated after a skipped step.",
+    )
+    findings.must_be_zero(
+        "steps with a non-finite gradient logged as taken",
+        float(numbers["taken"]),
+        "a non-finite gradient is logged as a regular step.",
+    )
     return report_of("FINITE", f"a NaN in the gradient of {name}", findings)
 
 
@@ -300,10 +284,7 @@ def check_scores(case: Case) -> Report:
         ),
         "azimuth error of estimates 2 deg off": (near.azimuth_error_deg, 2.0, 1e-3, penalty),
         "azimuth error of estimates 2 deg off, with sources missed": (
-            partly.azimuth_error_deg,
-            2.0,
-            1e-3,
-            penalty,
+            *(partly.azimuth_error_deg, 2.0, 1e-3, penalty),
         ),
         "recall of estimates 8 deg off": (
             *(beyond.recall, 0.0, 0.2),

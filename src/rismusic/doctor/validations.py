@@ -1,7 +1,12 @@
-"""Validations of a watched loop: passes without gradients whose outputs are compared with data."""
+"""Validations of a watched loop: passes without gradients whose outputs are compared with data.
+
+Do their inputs and those of the training come from one distribution? If not, what makes one of the other?
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rismusic.doctor.shifts import other_inputs, shift_findings
+from rismusic.doctor.report import Findings
 from rismusic.doctor.state import names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
 from rismusic.nn.monitors import Finding, at_most
@@ -23,6 +28,14 @@ _MOST_PASSES, _MOST_ROWS, _SHOWN = 50, 50_000, 1024
 _PAIR, _AGREED = (64, 100_000), 0.5
 # Agreement that is little in validation, and much in training.
 _LITTLE, _MUCH = 0.1, 0.4
+# Fewest and most samples of each set, most features that are compared one by one, and most tokens.
+_FEW, _MANY, _FEATURES, _TOKENS = 48, 1000, 64, 32
+# Probability of a difference by chance, and distance of two distribution functions that matters.
+_CHANCE, _DISTANCE = 1e-6, 0.3
+# Distance of two distribution functions from which a change explains a shift.
+_EXPLAINED = 0.2
+# Quantile of the distances of nearest neighbours, from which a sample is far from a set.
+_FAR = 0.95
 # Calls that compare outputs with data, in evaluation mode, and in any mode.
 _DIFFERENCES = names("eq __eq__ ne __ne__ sub __sub__ rsub __rsub__")
 _COMPARISONS = names("gt lt ge le __gt__ __lt__ __ge__ __le__ cosine_similarity")
@@ -30,6 +43,10 @@ _PRODUCTS = names("mul __mul__ __rmul__ logical_and __and__ __rand__ bitwise_and
 _LOSSES = names(
     "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss "
     "mse_loss nll_loss smooth_l1_loss"
+)
+# Those whose outputs, as labels or numbers, may agree with the data.
+_AGREEING = names(
+    "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy nll_loss l1_loss mse_loss"
 )
 
 
@@ -97,10 +114,10 @@ def _other_orders(value: Tensor) -> Iterator[tuple[str, Tensor]]:
         if n % rows == 0:
             grid = value.unflatten(0, (rows, -1)).transpose(0, 1)
             yield f"with the axes of a grid of {rows} x {n // rows} exchanged", grid.flatten(0, 1)
-    yield (
-        "of opposite sign" if value.is_floating_point() else "shifted by one class",
-        (-value if value.is_floating_point() else value + 1),
-    )
+    if value.is_floating_point():
+        yield "of opposite sign", -value
+    else:
+        yield "shifted by one class", value + 1
 
 
 class Validations:
@@ -121,13 +138,7 @@ class Validations:
         self._before_layers = self._training = False
 
     def see(self, value: Tensor, given: tuple[Any, ...], *, alone: bool) -> None:
-        """Note the input of a pass; that of one of several networks has no scale that all have.
-
-        Args:
-            value: the first tensor.
-            given: all arguments.
-            alone: whether there is one network only.
-        """
+        """Note the input of a pass; that of one of several networks (not ``alone``) has no common scale."""
         if value.requires_grad or value.numel() < 2:
             return
         training, found = torch.is_grad_enabled(), _scale(value.abs() if value.is_complex() else value)
@@ -158,18 +169,10 @@ class Validations:
         one, other = (args[0], args[1]) if len(args) > 1 else (None, None)
         if not isinstance(one, Tensor) or not isinstance(other, Tensor) or other.requires_grad:
             return
-        if name not in _LOSSES:
-            return
-        if name.startswith("binary_cross_entropy") and one.shape == other.shape and one.numel() > 1:
-            self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
         if name in ("cross_entropy", "nll_loss") and one.ndim == other.ndim + 1:
             one = one.detach().argmax(1)
-        if (
-            name in ("cross_entropy", "nll_loss", "l1_loss", "mse_loss")
-            and one.shape == other.shape
-            and one.numel() > 1
-        ):
-            self._trained = [*self._trained[-9:], _agreement(one.detach(), other)]
+        if name in _AGREEING and one.shape == other.shape and one.numel() > 1:
+            self._trained = [*self._trained[-9:], _agreement(_decided(name, one), other)]
 
     def enter(self, value: Any) -> None:
         """Note the input of the first layer with weights, which the network may have scaled itself."""
@@ -278,17 +281,14 @@ class Validations:
             if made is not None and not outputs.is_floating_point() and made.ndim > outputs.ndim:
                 made = made.argmax(-1 if made.shape[:-1] == data.shape else 1)
             if made is not None and made.numel() == data.numel():
-                found.append(
-                    (_agreement(made.detach().cpu().reshape(data.shape), data), f"if its inputs are {words}")
-                )
+                made = made.detach().cpu().reshape(data.shape)
+                found.append((_agreement(made, data), f"if its inputs are {words}"))
         return max(found)[::-1] if found else None
 
     def findings(self, *, holds: bool, varied: bool) -> list[Finding]:
         """Validation has inputs of the scale of the training, and rows of its own, which stay the same.
 
-        Args:
-            holds: whether what is learned holds for batches held out.
-            varied: whether the training draws numbers that may change its data.
+        ``holds``: what is learned, for batches held out. ``varied``: training data may change at random.
         """
         judged = [one for one in self._passes if one.judged and not one.used]
         shown = next((one for one in reversed(judged) if one.given), None)
@@ -297,21 +297,18 @@ class Validations:
             orders = shift_findings(self._samples, _first(shown.given), varied=varied) + orders
         if not judged or judged[-1].tokens or not self._inputs:
             return orders
-        (mean, spread), (other, width) = (
-            (sum(m for m, _ in one) / len(one), sum(s for _, s in one) / len(one))
-            for one in (self._inputs, [(one.mean, one.spread) for one in judged])
-        )
+        scales = self._inputs, [(one.mean, one.spread) for one in judged]
+        (mean, spread), (other, width) = ([sum(n) / len(n) for n in zip(*s, strict=True)] for s in scales)
         size = max(spread, 1e-12)
-        found = [
-            at_most(
-                "difference of the inputs of training and validation, over their spread",
-                max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
-                1.5,
-                f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
-                f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
-            ),
-            *orders,
-        ]
+        found = Findings()
+        found.at_most(
+            "difference of the inputs of training and validation, over their spread",
+            max(abs(other - mean) / size, 0.5 * width / size, 0.5 * size / max(width, 1e-12)),
+            1.5,
+            f"the inputs of the validation (mean {other:.3g}, spread {width:.3g}) are scaled otherwise "
+            f"than those of the training (mean {mean:.3g}, spread {spread:.3g}).",
+        )
+        found += orders
         # Rows of few different numbers may be equal by chance.
         judged = [one for one in judged if len(one.rows.unique()) >= max(16, len(one.rows))]
         if not judged or not self._trained_rows:
@@ -319,13 +316,180 @@ class Validations:
         shares = [
             sum(code in self._trained_rows for code in one.codes.tolist()) / len(one.codes) for one in judged
         ]
-        return [
-            *found,
-            at_most(
-                "least share of the rows of a validation that were trained on",
-                min(shares),
-                0.1,
-                "the validation has rows that the network is trained on, so it does not show how well it "
-                "does on others: the split is not used in the training, or overlaps.",
-            ),
-        ]
+        findings = Findings()
+        findings += found
+        findings.at_most(
+            "least share of the rows of a validation that were trained on",
+            min(shares),
+            0.1,
+            "the validation has rows that the network is trained on, so it does not show how well it "
+            "does on others: the split is not used in the training, or overlaps.",
+        )
+        return findings
+
+
+def shift(one: Tensor, other: Tensor, most: float = _CHANCE) -> tuple[float, str]:
+    """Largest distance of the distribution functions of any feature of samples [n, ...] and [m, ...], and it.
+
+    A distance that may be chance with a probability above ``most`` does not count.
+    """
+    first, second = _features(one, other), _features(other, one)
+    n, m, worst = len(one), len(other), (0.0, "")
+    if min(n, m) < _FEW:
+        return worst
+    for name, x in first.items():
+        y = second.get(name)
+        if y is None or not bool(x.isfinite().all() and y.isfinite().all()):
+            continue
+        every = torch.cat((x, y)).unique()
+        below = (torch.searchsorted(v.sort().values, every, right=True) / len(v) for v in (x, y))
+        distance = float(torch.stack(list(below)).diff(dim=0).abs().amax())
+        chance = 2 * math.exp(-2 * distance**2 * n * m / (n + m)) * len(first)
+        if chance < most and distance > worst[0]:
+            worst = distance, f"{name} is {_range(x)} in {{one}}, {_range(y)} in {{other}}"
+    return worst
+
+
+def _range(x: Tensor) -> str:
+    low, middle, high = x.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=x.dtype)).tolist()
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _features(value: Tensor, other: Tensor) -> dict[str, Tensor]:
+    """Numbers that describe each sample."""
+    value, other = (one[:, None] if one.ndim == 1 else one for one in (value, other))
+    if not value.is_floating_point() and not value.is_complex():
+        tokens = torch.cat((value.flatten(), other.flatten())).unique()
+        flat = value.flatten(1)
+        if len(tokens) > _TOKENS:
+            return {"the largest number": flat.amax(1).double(), "the mean number": flat.double().mean(1)}
+        return {f"the share of {int(token)}": (flat == token).double().mean(1) for token in tokens}
+    parts = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+    flat = parts.double().flatten(1)
+    found = {}
+    if flat.shape[1] == other[0].numel() * (2 if value.is_complex() else 1):
+        step = max(1, flat.shape[1] // _FEATURES)
+        found = {f"number {k}": flat[:, k] for k in range(0, flat.shape[1], step)}
+    if flat.shape[1] < 8:
+        return found
+    size = flat.square().mean(1).sqrt()
+    found |= {"the size of a sample": size, "its mean": flat.mean(1)}
+    found["its share of zeros"] = (flat == 0).double().mean(1)
+    for axis in range(1, value.ndim):
+        if value.shape[axis] >= 6:
+            rest = value.shape[axis] - 1
+            near = value.narrow(axis, 1, rest) * value.narrow(axis, 0, rest).conj()
+            near = near.flatten(1).mean(1) / size.square().clamp_min(1e-30)
+            found[f"its correlation of neighbours along axis {axis}"] = near.real.double()
+            if value.is_complex():
+                found[f"its rotation from neighbour to neighbour along axis {axis}"] = near.imag.double()
+    return found
+
+
+def other_inputs(value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Samples as another preparation of the data would give them."""
+    if value.is_complex():
+        yield "taken with real and imaginary parts exchanged", torch.complex(value.imag, value.real)
+        yield "conjugated", value.conj().resolve_conj()
+        flat = torch.view_as_real(value.resolve_conj()).flatten(-2)
+        halves = torch.complex(*flat.contiguous().chunk(2, -1))
+        yield "read as real parts and then imaginary parts, not as pairs", halves
+        yield "taken as their modulus", value.abs().to(value.dtype)
+        yield "taken as their real part", value.real.to(value.dtype)
+    for axis in range(1, value.ndim):
+        size = value.shape[axis]
+        yield f"reversed along axis {axis}", value.flip(axis)
+        if size >= 6:
+            for step in (2, 3, 4):
+                thin = value.index_select(axis, torch.arange(0, size, step, device=value.device))
+                rest = [size - thin.shape[axis] if k == axis else n for k, n in enumerate(value.shape)]
+                whole = torch.cat((thin, thin.new_zeros(rest)), axis)
+                yield f"taken at every {step}. place along axis {axis}", whole
+            for by in (1, -1):
+                yield f"shifted by {by} along axis {axis}", value.roll(by, axis)
+        if 2 <= size <= 4 and value.is_floating_point():
+            yield f"taken with axis {axis} in another order", value.roll(1, axis)
+    if value.ndim > 2 and value.shape[-1] == value.shape[-2]:
+        yield "transposed", value.mT
+    if value.is_floating_point():
+        yield "of opposite sign", -value
+        if bool((value >= 0).all()):
+            yield "subtracted from their largest number", value.amax() - value
+
+
+def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: bool) -> list[Finding]:
+    """The inputs of a validation have the distribution of those of the training.
+
+    Those of a ``varied`` training may be augmented, so that only a shift with a cause counts.
+    """
+    same = [one for one in batches if other is not None and one.dtype == other.dtype]
+    same = [one for one in same if other is not None and one.shape[1:] == other.shape[1:]]
+    if other is None or not same:
+        return []
+    own = torch.cat(same)
+    own = own[_first_places(row_codes(own))][:_MANY]
+    new = other.detach()[:_MANY]
+    seen, codes = set(row_codes(own).tolist()), row_codes(new)
+    new = new[[n for n in _first_places(codes).tolist() if float(codes[n]) not in seen]]
+    if min(len(own), len(new)) < _FEW:
+        return []
+    distance, text = shift(own, new)
+    cause, noise = "", 1.5 * math.sqrt(1 / len(own) + 1 / len(new))
+    if distance > _DISTANCE:
+        least = min(_EXPLAINED + noise, distance / 2)
+        changes = ((f"validation are {words}", own, made) for words, made in other_inputs(new))
+        others = ((f"training are {words}", made, new) for words, made in other_inputs(own))
+        for words, one, two in itertools.chain(changes, others):
+            if shift(one, two, math.inf)[0] < least:
+                cause = f" They have the same distribution if those of the {words}."
+                break
+        else:
+            cause, distance = _covered(own, new), 0.0 if varied else distance
+    return [
+        at_most(
+            "distance of the distributions of the inputs in training and validation, 0 to 1",
+            distance,
+            _DISTANCE,
+            f"the inputs of training and validation have other distributions: "
+            f"{text.format(one='training', other='validation')}.{cause}",
+            "Draw both from the same shuffled data, and prepare them with the same function.",
+        )
+    ]
+
+
+def _first_places(codes: Tensor) -> Tensor:
+    """Places of the rows that differ from all before."""
+    first: dict[float, int] = {}
+    for place, code in enumerate(codes.tolist()):
+        first.setdefault(code, place)
+    return torch.tensor(list(first.values()))
+
+
+def _nearest(these: Tensor, others: Tensor) -> Tensor:
+    """Distance of each sample to the nearest other one of a set."""
+    one, two = (value.float().flatten(1) for value in (these, others))
+    distance = torch.cdist(one, two)
+    if these is others:
+        distance.fill_diagonal_(math.inf)
+    return distance.amin(1)
+
+
+def _covered(own: Tensor, new: Tensor) -> str:
+    """Which of two sets covers the other one only in part."""
+    if not own.is_floating_point():
+        return ""
+    lonely = []
+    for one, two in ((own, new), (new, own)):
+        far = _nearest(two, two).quantile(_FAR)
+        lonely.append(float((_nearest(one, two) > far).double().mean()))
+    if lonely[1] > 0.3 and lonely[1] > 3 * lonely[0]:
+        return (
+            f" The training lacks {100 * lonely[1]:.0f} % of what the validation has: it is a part of them "
+            "only, such as the beginning of a file that is sorted by kind."
+        )
+    if lonely[0] > 0.3 and lonely[0] > 3 * lonely[1]:
+        return (
+            f" The validation lacks {100 * lonely[0]:.0f} % of what the training has: it is a part of them "
+            "only, such as the end of a file that is sorted by kind."
+        )
+    return " They are prepared otherwise (scaling, cutting, sampling, order, units)."

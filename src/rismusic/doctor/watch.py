@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.counterfactuals import HELD, Settings
@@ -28,14 +29,14 @@ from rismusic.doctor.layers import (
     without_gradient,
 )
 from rismusic.doctor.learning_checks import deviation
-from rismusic.doctor.report import Diagnosis, listed, must_be_zero, report_of
-from rismusic.doctor.state import Hook, Networks, as_one, calling_line
+from rismusic.doctor.report import Diagnosis, Findings, listed, must_be_zero, report_of
+from rismusic.doctor.state import Hook, Networks, as_one, calling_line, groups_of, weights_of
 from rismusic.doctor.steps import StepRecord, optimizers_seen
 from rismusic.doctor.tape import DROPOUT, TapeRecorder
 from rismusic.doctor.tape_record import TapeRecord
 from rismusic.doctor.validations import Validations
 from rismusic.errors import InputError
-from rismusic.nn.monitors import Finding, Report, at_least, at_most
+from rismusic.nn.monitors import Report
 
 # Numbers of each parameter that are kept to see whether it changes.
 _KEPT = 256
@@ -51,17 +52,14 @@ _FEWEST_LOSSES, _PART = 20, 0.2
 _GROWN = 100.0
 # Rounding of a sum, in units of that of one term: the root of the number of terms.
 _TERMS = 32
+# What evaluation mode changes.
+_SWITCHED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 # Sum of the relative changes of a weight matrix, from which the loss should have changed.
 _MOVED = 0.05
 
 
 class Watch:
-    """What a training loop does while the context is open.
-
-    Args:
-        model: the network, or several in a list or dictionary.
-        optimizer: the optimizer, or several.
-        say: called with each line for the console when the context is closed.
+    """What a training loop does while the context is open; for the arguments see :func:`watch`.
 
     Attributes:
         losses: the loss at each call of ``backward``.
@@ -119,14 +117,11 @@ class Watch:
         stack = self._stack
         stack.enter_context(self._measuring)
         self._layers = self._measuring.enter_context(layer_record(self.module))
-        handles = [
-            self.module.register_forward_pre_hook(Hook(self._before_forward)),
-            self.module.register_forward_hook(Hook(self._after_forward)),
-        ]
-        if isinstance(self.module, (nn.ModuleDict, nn.ModuleList)):
-            for part in self.module.children():
-                handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
-                handles.append(part.register_forward_hook(Hook(self._after_forward)))
+        several = isinstance(self.module, (nn.ModuleDict, nn.ModuleList))
+        handles: list[RemovableHandle] = []
+        for part in (self.module, *(self.module.children() if several else ())):
+            handles.append(part.register_forward_pre_hook(Hook(self._before_forward)))
+            handles.append(part.register_forward_hook(Hook(self._after_forward)))
         for part in self.module.modules():
             if part is not self.module and next(part.parameters(recurse=False), None) is not None:
                 handles.append(part.register_forward_pre_hook(Hook(self._before_layer)))
@@ -184,12 +179,12 @@ class Watch:
         reports = [self._check_finite(), *self.step_reports, self._check_foreign(), self._check_losses()]
         reports.append(self._tapes.data_report())
         if all(map(math.isfinite, self.losses)):
-            held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+            held = groups_of(*self.optimizers).keys()
             alone = len(self.optimizers) == 1 and len(self._seen) == 1
             settings = self._settings and self._settings.scheduled(
                 list(self._rates.values()), self._step_record.clip
             )
-            reports += self._tapes.final_reports(self._steps, held, alone=alone, settings=settings)
+            reports += self._tapes.final_reports(self._steps, set(held), alone=alone, settings=settings)
         falls = [one.value for report in reports for one in report.findings if one.name == HELD]
         holds = bool(falls) and falls[0] > _PART
         found = self._validations.findings(holds=holds, varied=self._tape.varied)
@@ -275,11 +270,11 @@ class Watch:
 
     def _watches(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer is one of those given; without any, those with weights of the model are."""
-        if not self._given and not any(one is optimizer for one in self.optimizers):
-            own = (id(p) in self._names for group in optimizer.param_groups for p in group["params"])
-            if any(own):
-                self.optimizers.append(optimizer)
-        return any(one is optimizer for one in self.optimizers)
+        known = any(one is optimizer for one in self.optimizers)
+        if known or self._given or self._names.keys().isdisjoint(groups_of(optimizer)):
+            return known
+        self.optimizers.append(optimizer)
+        return True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._tapes.checking:
@@ -287,17 +282,17 @@ class Watch:
         if not any(one is optimizer for one in self._seen) and len(self._seen) < 100:
             self._seen.append(optimizer)
         # A closure calculates the loss within the step.
-        self._tape.on &= len(args) > 1 or "closure" in kwargs
+        closure = len(args) > 1 or "closure" in kwargs
+        self._tape.on &= closure
         if not self._watches(optimizer):
             return
         self._steps += 1
         self._settings = self._settings or Settings.of(optimizer)
-        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        closure = len(args) > 1 or "closure" in kwargs
+        held = [p for p in weights_of(optimizer) if p.grad is not None]
         moving = [p for p in held if bool(p.grad.any())]
         if moving and not closure and not any(self._fresh.get(id(p), True) for p in moving):
             self._stale += 1
-        for p in (p for group in optimizer.param_groups for p in group["params"]):
+        for p in weights_of(optimizer):
             name = self._names.get(id(p), "")
             self._stepped[name] = max(self._stepped.get(name, 0.0), self._since.pop(name, 0.0))
         self._step_record.before(optimizer, closure=closure, stale=self._stale > 0)
@@ -327,28 +322,25 @@ class Watch:
         for name, old in self._before.items():
             self._ratios.setdefault(name, []).append(update_ratio(weights[name].detach() - old, old))
         self._before = {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                self._fresh[id(p)] = False
+        self._fresh.update(dict.fromkeys(groups_of(optimizer), False))
 
     def _check_finite(self) -> Report:
         """[FINITE]: losses and gradients are finite."""
         bad = [number for number, loss in enumerate(self.losses) if not math.isfinite(loss)]
-        findings = [
-            must_be_zero(
-                "losses that are not finite",
-                len(bad),
-                f"the loss is NaN or infinite, first at backward {bad[0] if bad else 0}.",
-                "Look for logarithms, square roots and divisions at 0, NaN in the data, and a learning rate "
-                "that is too high.",
-            ),
-            must_be_zero(
-                "parameters whose gradient is not finite",
-                len(self._non_finite),
-                f"the gradient of {listed(self._non_finite)} is NaN or infinite.",
-                "Square roots and norms have no derivative at 0. See the loss first.",
-            ),
-        ]
+        findings = Findings()
+        findings.must_be_zero(
+            "losses that are not finite",
+            len(bad),
+            f"the loss is NaN or infinite, first at backward {bad[0] if bad else 0}.",
+            "Look for logarithms, square roots and divisions at 0, NaN in the data, and a learning rate "
+            "that is too high.",
+        )
+        findings.must_be_zero(
+            "parameters whose gradient is not finite",
+            len(self._non_finite),
+            f"the gradient of {listed(self._non_finite)} is NaN or infinite.",
+            "Square roots and norms have no derivative at 0. See the loss first.",
+        )
         return report_of("FINITE", f"{len(self.losses)} losses", findings)
 
     def _check_input(self) -> Report:
@@ -357,76 +349,51 @@ class Watch:
 
     def _check_loop(self) -> Report:
         """[LOOP]: gradients are reset, the optimizer steps, the mode is right."""
-        drops = any(
-            isinstance(part, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase))
-            for part in self.module.modules()
-        )
-        findings = [
-            must_be_zero(
-                "steps with the gradient of earlier steps in it",
-                self._stale,
-                "the gradients of earlier steps are added up: zero_grad is missing.",
-                "Call optimizer.zero_grad() before each backward().",
-            ),
-            at_least(
-                "calls of backward",
-                float(len(self.losses)),
-                1.0,
-                "backward was never called, so no gradient was computed.",
-            ),
-        ]
+        drops = any(isinstance(part, _SWITCHED) for part in self.module.modules())
+        findings = Findings()
+        meaning = "the gradients of earlier steps are added up: zero_grad is missing."
+        advice = "Call optimizer.zero_grad() before each backward()."
+        findings.must_be_zero("steps with the gradient of earlier steps in it", self._stale, meaning, advice)
+        meaning = "backward was never called, so no gradient was computed."
+        findings.at_least("calls of backward", float(len(self.losses)), 1.0, meaning)
         if self.optimizers or self.losses:
-            findings.append(
-                at_least(
-                    "steps of the optimizer",
-                    float(self._steps),
-                    1.0,
-                    "the optimizer never steps, so no weight changes."
-                    if self._given
-                    else "no optimizer with weights of the model steps, so no weight changes.",
-                    "Call step() of the optimizer that is watched after backward().",
-                )
+            findings.at_least(
+                "steps of the optimizer",
+                float(self._steps),
+                1.0,
+                "the optimizer never steps, so no weight changes."
+                if self._given
+                else "no optimizer with weights of the model steps, so no weight changes.",
+                "Call step() of the optimizer that is watched after backward().",
             )
         if self._steps:
-            findings.append(
-                at_most(
-                    "calls of backward per step of the optimizer",
-                    len(self.losses) / self._steps,
-                    64.0,
-                    "the optimizer steps once per epoch, not once per batch: its step is outside the batch "
-                    "loop.",
-                )
+            findings.at_most(
+                "calls of backward per step of the optimizer",
+                len(self.losses) / self._steps,
+                64.0,
+                "the optimizer steps once per epoch, not once per batch: its step is outside the batch loop.",
             )
         findings += [*self._step_record.findings, optimizers_seen(self._seen, self._names)]
-        findings.append(
-            must_be_zero(
-                "calls of backward in evaluation mode",
-                self._evaluation,
-                "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen.",
-                "Call model.train() at the start of each epoch, since validation leaves the evaluation mode.",
-            )
-        )
+        meaning = "the network is trained in evaluation mode: dropout is off, batch normalisation is frozen."
+        advice = "Call model.train() at the start of each epoch, since validation leaves the evaluation mode."
+        findings.must_be_zero("calls of backward in evaluation mode", self._evaluation, meaning, advice)
         quiet = self._without_gradient
-        findings.append(
-            must_be_zero(
-                "validations in training mode",
-                quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
-                "the network is validated in training mode: dropout is on, and batch normalisation uses "
-                "(and learns) the statistics of the validation data.",
-                "Call model.eval() before validation, and model.train() after it.",
-            )
+        findings.must_be_zero(
+            "validations in training mode",
+            quiet[True] if drops and not quiet[False] and not self._tapes.without_gradient else 0,
+            "the network is validated in training mode: dropout is on, and batch normalisation uses "
+            "(and learns) the statistics of the validation data.",
+            "Call model.eval() before validation, and model.train() after it.",
         )
         own = any(
             part.training for part in self.module.modules() if isinstance(part, nn.modules.dropout._DropoutNd)
         )
-        findings.append(
-            must_be_zero(
-                "calls of dropout in evaluation mode",
-                int(bool(self._kept_dropout) and not (own and not self.module.training)),
-                f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
-                "eval() does not turn it off.",
-                "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
-            )
+        findings.must_be_zero(
+            "calls of dropout in evaluation mode",
+            int(bool(self._kept_dropout) and not (own and not self.module.training)),
+            f"dropout stays on in evaluation mode (at {self._kept_dropout}), so outputs are random: "
+            "eval() does not turn it off.",
+            "Use nn.Dropout, or functional.dropout(x, p, training=self.training).",
         )
         text = f"{len(self.losses)} backward, {self._steps} steps"
         return report_of("LOOP", text, findings)
@@ -434,8 +401,8 @@ class Watch:
     def _check_optimizer(self) -> Report:
         """[OPTIMIZER]: the optimizer holds the parameters that get gradients, at a sensible learning rate."""
         if not self.optimizers:
-            return report_of("OPTIMIZER", "left out: no optimizer stepped", [])
-        held = {id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]}
+            return report_of("OPTIMIZER", "left out: no optimizer stepped")
+        held = groups_of(*self.optimizers).keys()
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
         missing = [name for name, p in trained.items() if id(p) not in held]
         rates = [rate for values in self._rates.values() for rate in values]
@@ -445,69 +412,50 @@ class Watch:
             for values in self._rates.values()
             if len(values) >= _FEWEST_LOSSES and values[-1] == max(values)
         ]
-        counts = Counter(
-            id(p) for one in self.optimizers for group in one.param_groups for p in group["params"]
-        )
+        counts = Counter(map(id, weights_of(*self.optimizers)))
         shared = [self._names[key] for key, count in counts.items() if count > 1 and key in self._names]
         shared = shared if self._given else []
         frozen = self._frozen()
         # Cosine schedules end at 0, so that only the fall within the first half counts.
         early = [values[len(values) // 2] / max(values) for values in self._rates.values() if max(values) > 0]
-        findings = [
-            must_be_zero(
-                "parameters missing from the optimizer",
-                len(missing),
-                f"these parameters never change: {listed(missing)}.",
-                "Pass every parameter to the optimizer, after the network has its final form.",
-            ),
-            must_be_zero(
-                "parameters of the optimizer that the model does not have",
-                len(held - self._names.keys()),
-                "the optimizer changes other weights than those of the model (another network): it was made "
-                "before the model was replaced or copied.",
-                "Create the optimizer after the model has its final form.",
-            ),
-            at_most(
-                "share of steps at a learning rate of 0",
-                zero / len(rates) if rates else 0.0,
-                0.1,
-                "the learning rate is 0: nothing is learned in these steps.",
-            ),
-            at_least(
-                "learning rate halfway over the highest",
-                min(early, default=1.0) if len(rates) >= _FEWEST_LOSSES else 1.0,
-                1e-3,
-                "the learning rate falls to nothing long before the end: the schedule was made for epochs "
-                "and is advanced at every batch.",
-                "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
-            ),
-            at_most(
-                "highest learning rate over the first one of the schedule",
-                max(grown, default=1.0),
-                _GROWN,
-                "the learning rate grows out of bounds: the factor of the schedule is above 1.",
-            ),
-            must_be_zero(
-                "weights that two optimizers hold",
-                len(shared),
-                f"two optimizers change the same weights ({listed(shared)}), one against the other.",
-            ),
-            must_be_zero(
-                "frozen layers between trained ones",
-                len(frozen),
-                f"{listed(frozen)} is frozen, though layers before and around it are trained.",
-            ),
-        ]
+        findings = Findings()
+        meaning = f"these parameters never change: {listed(missing)}."
+        advice = "Pass every parameter to the optimizer, after the network has its final form."
+        findings.must_be_zero("parameters missing from the optimizer", len(missing), meaning, advice)
+        findings.must_be_zero(
+            "parameters of the optimizer that the model does not have",
+            len(held - self._names.keys()),
+            "the optimizer changes other weights than those of the model (another network): it was made "
+            "before the model was replaced or copied.",
+            "Create the optimizer after the model has its final form.",
+        )
+        meaning = "the learning rate is 0: nothing is learned in these steps."
+        findings.at_most(
+            "share of steps at a learning rate of 0", zero / len(rates) if rates else 0.0, 0.1, meaning
+        )
+        findings.at_least(
+            "learning rate halfway over the highest",
+            min(early, default=1.0) if len(rates) >= _FEWEST_LOSSES else 1.0,
+            1e-3,
+            "the learning rate falls to nothing long before the end: the schedule was made for epochs "
+            "and is advanced at every batch.",
+            "Call scheduler.step() once per epoch, or make the schedule for the number of batches.",
+        )
+        findings.at_most(
+            "highest learning rate over the first one of the schedule",
+            max(grown, default=1.0),
+            _GROWN,
+            "the learning rate grows out of bounds: the factor of the schedule is above 1.",
+        )
+        meaning = f"two optimizers change the same weights ({listed(shared)}), one against the other."
+        findings.must_be_zero("weights that two optimizers hold", len(shared), meaning)
+        meaning = f"{listed(frozen)} is frozen, though layers before and around it are trained."
+        findings.must_be_zero("frozen layers between trained ones", len(frozen), meaning)
         return report_of("OPTIMIZER", f"{len(held)} parameters", findings)
 
     def _check_foreign(self) -> Report:
         """[OPTIMIZER]: no weights outside the model that should be trained."""
-        stepped = {
-            id(p)
-            for one in (*self._seen, *self.optimizers)
-            for group in one.param_groups
-            for p in group["params"]
-        }
+        stepped = groups_of(*self._seen, *self.optimizers)
         finding = must_be_zero(
             "weights outside the model that get a gradient but are in no optimizer",
             sum(id(p) not in stepped for p in self._tapes.foreign(set(self._names))),
@@ -521,35 +469,25 @@ class Watch:
         """Frozen layers in a network that is trained from its first layer on."""
         called = [] if self._layers is None else self._layers.weighted
         parts = dict(self.module.named_modules())
-        trained = {
-            name: any(p.requires_grad for p in parts[name].parameters(recurse=False))
-            for name in called
-            if name in parts
-        }
+        own = {name: parts[name].parameters(recurse=False) for name in called if name in parts}
+        trained = {name: any(p.requires_grad for p in weights) for name, weights in own.items()}
         frozen = [name for name, value in trained.items() if not value]
         first = next(iter(trained.values()), False)
         return frozen if first and 2 * len(frozen) < len(trained) else []
 
     def _check_layers(self) -> Report:
         """[LAYERS]: dead and saturated units, parameters without a gradient, gradients by depth."""
-        findings: list[Finding] = []
-        findings += self._initial
-        if self._layers is not None:
-            layers = self._layers
+        findings, layers = Findings(self._initial), self._layers
+        if layers is not None:
             findings += [*layers.unit_findings(), *layers.growth_findings()]
         if self.losses:
             trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
             dead = without_gradient({name: self._gradient.get(name, 0.0) for name in trained})
-            findings.append(
-                must_be_zero(
-                    "parameters without a gradient",
-                    len(dead),
-                    f"these parameters do not learn: {listed(dead)}.",
-                    f"Check for unused outputs and detach().{self._calls.detached_lines}",
-                )
-            )
-        if self._layers is not None and self._last_gradients:
-            findings += depth_findings(self.module, self._last_gradients, self._layers.weighted)
+            meaning = f"these parameters do not learn: {listed(dead)}."
+            advice = f"Check for unused outputs and detach().{self._calls.detached_lines}"
+            findings.must_be_zero("parameters without a gradient", len(dead), meaning, advice)
+        if layers is not None and self._last_gradients:
+            findings += depth_findings(self.module, self._last_gradients, layers.weighted)
         return report_of("LAYERS", "first forward passes", findings)
 
     def _has_gradient(self, name: str) -> bool:
@@ -566,46 +504,32 @@ class Watch:
     def _check_updates(self) -> Report:
         """[UPDATES]: the optimizer changes the weights, neither hardly nor beyond recognition."""
         if not self._steps:
-            return report_of("UPDATES", "no steps", [])
+            return report_of("UPDATES", "no steps")
         now = {name: self._sample(p) for name, p in self.module.named_parameters() if p.requires_grad}
-        unmoved = [
-            name
-            for name, value in now.items()
-            if torch.equal(value, self._start[name]) and self._has_gradient(name)
-        ]
+        still = [name for name, value in now.items() if torch.equal(value, self._start[name])]
+        unmoved = list(filter(self._has_gradient, still))
         median = {name: sorted(values)[len(values) // 2] for name, values in self._ratios.items()}
         largest = max(median, key=median.__getitem__, default="")
         highest = max(median.values(), default=1.0)
-        findings = [
-            must_be_zero(
-                "parameters that have a gradient but do not change",
-                len(unmoved),
-                f"these weights stay as they are: {listed(unmoved)}.",
-                "The optimizer holds other weights, its learning rate is 0, or something restores them.",
-            ),
-            at_least(
-                "largest relative change of a weight matrix in a step",
-                highest,
-                _SLOWEST,
-                "the steps are too small to change anything: the learning rate is too low.",
-                "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
-            ),
-            at_most(
-                f"relative change of a weight matrix in a step ({largest})",
-                highest if median else 0.0,
-                _FASTEST,
-                "each step replaces the weights: the learning rate or the weight decay is too high.",
-                "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step.",
-            ),
-        ]
+        findings = Findings()
+        findings.must_be_zero(
+            "parameters that have a gradient but do not change",
+            len(unmoved),
+            f"these weights stay as they are: {listed(unmoved)}.",
+            "The optimizer holds other weights, its learning rate is 0, or something restores them.",
+        )
+        meaning = "the steps are too small to change anything: the learning rate is too low."
+        advice = "Use a learning rate at which weights change by 1e-4 to 1e-2 of their size in a step."
+        name = "relative change of a weight matrix in a step"
+        findings.at_least(f"largest {name}", highest, _SLOWEST, meaning, advice)
+        meaning = "each step replaces the weights: the learning rate or the weight decay is too high."
+        findings.at_most(f"{name} ({largest})", highest if median else 0.0, _FASTEST, meaning, advice)
         slow = {name: value for name, value in median.items() if 0 < value < _UNEQUAL * highest}
-        findings.append(
-            must_be_zero(
-                "weight matrices that change far less than others",
-                len(slow),
-                f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
-                "own that is far too low, or a gradient that vanishes.",
-            )
+        findings.must_be_zero(
+            "weight matrices that change far less than others",
+            len(slow),
+            f"{listed(list(slow))} hardly changes, relative to the other weights: a learning rate of its "
+            "own that is far too low, or a gradient that vanishes.",
         )
         return report_of("UPDATES", f"weights change by {highest:.1e} in a step", findings)
 
@@ -613,11 +537,11 @@ class Watch:
         """[COURSE]: the loss falls, and does not oscillate."""
         losses = [loss for loss in self.losses if math.isfinite(loss)]
         if len(losses) < _FEWEST_LOSSES:
-            return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses", [])
+            return report_of("COURSE", f"left out: fewer than {_FEWEST_LOSSES} losses")
         if len(self.optimizers) > 1:
-            return report_of("COURSE", "left out: networks with optimizers of their own may compete", [])
+            return report_of("COURSE", "left out: networks with optimizers of their own may compete")
         if self._tapes.moving_targets:
-            return report_of("COURSE", "left out: the targets depend on a network that changes", [])
+            return report_of("COURSE", "left out: the targets depend on a network that changes")
         # Weights that have hardly moved cannot have learned yet.
         moved = max((sum(values) for values in self._ratios.values()), default=math.inf)
         part = max(3, int(_PART * len(losses)))
@@ -627,22 +551,18 @@ class Watch:
         scale = max(abs(start), abs(end), 1e-12)
         # A loss that compares with its own detached outputs may rise while it is learned.
         rises = end - start > 3 * spread and not self._tapes.detached
-        findings = [
-            at_most(
-                "mean of the last losses over that of the first ones",
-                (end - start) / scale if rises else -1.0,
-                0.2,
-                "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
-                "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
-            ),
-            at_most(
-                "course of the loss: 1 if it does not fall at all",
-                float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED),
-                0.0,
-                "the loss does not fall.",
-                "See the other findings first; then try learning rates ten times lower and higher.",
-            ),
-        ]
+        findings = Findings()
+        findings.at_most(
+            "mean of the last losses over that of the first ones",
+            (end - start) / scale if rises else -1.0,
+            0.2,
+            "the loss rises: the learning rate is too high, or the gradient has the wrong sign.",
+            "Lower the learning rate ten times; if the loss still rises, look for a wrong sign.",
+        )
+        measured = float(abs(end - start) <= max(1e-3 * scale, spread / 2) and moved > _MOVED)
+        meaning = "the loss does not fall."
+        advice = "See the other findings first; then try learning rates ten times lower and higher."
+        findings.at_most("course of the loss: 1 if it does not fall at all", measured, 0.0, meaning, advice)
         return report_of("COURSE", f"loss {start:.4g} -> {end:.4g}", findings)
 
 
@@ -654,12 +574,9 @@ def _switched_off(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for part in module.modules():
         for child in part.children():
-            if child.training or not isinstance(
-                child, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-            ):
-                continue
             weights = list(child.parameters()) or list(part.parameters())
-            if any(weight.requires_grad for weight in weights):
+            switched = isinstance(child, _SWITCHED) and not child.training
+            if switched and any(weight.requires_grad for weight in weights):
                 found.append(child)
     return found
 
