@@ -124,7 +124,7 @@ FAULTS = (
         18,
         "similarity for error",
         "A similarity is used as an error.",
-        ("similarity",),
+        ("1 minus that of the definition",),
         function(covariance_error, lambda original, *given: 1 - original(*given)),
     ),
     Fault(
