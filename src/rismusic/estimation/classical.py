@@ -10,7 +10,7 @@ method                             start of the fit
 ``omp``                            greedy search of the grid, with a joint re-fit after each source
 ``relax``                          the same; then each source is removed, searched again and re-fitted
 ``sbl``                            the likelier of OMP and the best peaks of a sparse Bayesian power map
-``best``                           both starts of ``sbl``, each improved as in ``relax``
+``best``                           both starts of ``sbl``, improved as in ``relax``, the likelier one again with more places
 =================================  =========================================================================
 
 With an unknown number of sources, fits with 0, 1, 2, ... sources are compared by their evidence
@@ -77,7 +77,7 @@ class Strategy:
     relax: bool  # whether RELAX sweeps improve each start before the last refinement
     criterion: Criterion = "conditional"  # of search, sweeps and refinement; starts compare unconditionally
     sweeps: int = 4  # of RELAX, at most
-    places: int = 1  # of each source, that RELAX compares
+    places: int = 1  # of each source, that RELAX compares from the likelier of both ends
     iterations: int = 15  # of the SBL fixed point
 
 
@@ -356,6 +356,9 @@ class Starts:
                 scenes = (count == K).nonzero()[:, 0]
                 best[scenes, :K] = self._best_peaks(scenes, K, strategy.criterion)
             fit = better(fit, self._fit(best, active, strategy))
+        if strategy.places > 1:
+            at = unpack(fit.sources, self.search.recording)[0]
+            fit = better(fit, self._fit(at, active, strategy, places=strategy.places))
         return fit
 
     def _best_peaks(self, scenes: Int64[Tensor, "B"], K: int, criterion: Criterion) -> Float[Tensor, "B K 3"]:
@@ -391,6 +394,7 @@ class Starts:
         active: Bool[Tensor, "S C"],
         strategy: Strategy,
         pairs: bool = False,
+        places: int = 1,
     ) -> Fit:
         recording, volume = self.search.recording, self.search.dictionary.grid.volume
         fit = refine(recording, positions, active, volume, criterion=strategy.criterion)
@@ -401,7 +405,7 @@ class Starts:
                 active,
                 criterion=strategy.criterion,
                 sweeps=strategy.sweeps,
-                places=strategy.places,
+                places=places,
             )
         if pairs:
             fit = pair_sweeps(self.search, fit, active, criterion=strategy.criterion, sweeps=strategy.sweeps)
