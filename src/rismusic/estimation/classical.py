@@ -10,7 +10,7 @@ method                             start of the fit
 ``omp``                            greedy search of the grid, with a joint re-fit after each source
 ``relax``                          the same; then each source is removed, searched again and re-fitted
 ``sbl``                            the likelier of OMP and the best peaks of a sparse Bayesian power map
-``best``                           both starts of ``sbl``, improved as in ``relax``, the likelier one again with more places
+``best``                           both starts of ``sbl`` as in ``relax``; the likelier with more places
 =================================  =========================================================================
 
 With an unknown number of sources, fits with 0, 1, 2, ... sources are compared by their evidence
