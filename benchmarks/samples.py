@@ -25,7 +25,7 @@ from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
 
 SAMPLES = Path(__file__).parent.parent / "samples"
-METHODS = ["music", "omp", "relax", "sbl", "best", "hybrid", "hybrid:robust"]
+METHODS = ["music", "omp", "relax", "sbl", "hybrid", "hybrid:robust"]
 
 
 def truth_of(path: Path, recording: Recording) -> Sources:
