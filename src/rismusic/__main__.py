@@ -7,9 +7,7 @@ import signal
 import sys
 import threading
 
-from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
-
-INTERRUPTED = 130  # exit code
+from rismusic.interruption import INTERRUPTED, no_interrupt_is_lost, terminated_as_interrupted
 
 
 def main() -> int:

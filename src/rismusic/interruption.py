@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CodeType, FrameType
 
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted."""
+
 _POLL_S = 0.01  # seconds between two looks at the main thread, before an interruption is repeated
 _arrived = threading.Event()  # a signal has interrupted the command that is running
 

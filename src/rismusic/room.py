@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.array import from_db, to_db
+from rismusic.batch import concatenate
 from rismusic.crb import check_same_room
 from rismusic.devices import blocks, device_of
 from rismusic.errors import InputError
@@ -30,6 +31,7 @@ from rismusic.estimation.estimate import (
     NSources,
     Reason,
     join_estimates,
+    noted,
     received_db,
     whole_numbers,
 )
@@ -47,8 +49,9 @@ from rismusic.estimation.room_fit import (
     complete,
     fit_nothing,
     refine_points,
+    room_evidence,
 )
-from rismusic.estimation.room_poses import PoseInformation, PoseStd, ScenePoses, moved_pose
+from rismusic.estimation.room_poses import PoseInformation, PoseStd, moved_pose
 from rismusic.estimation.signal_model import for_geometry, with_output_noise, with_signal_model
 from rismusic.hybrid import BLOCK_SCENES, chosen_settings
 from rismusic.io import Recording
@@ -313,7 +316,7 @@ def _fused(
     # A few scenes with other sources or a bad fit are no evidence against the poses. Wrong poses make many
     # scenes doubtful, and those that show them best.
     few = int(questioned.sum()) <= _ODD_SHARE * len(questioned)
-    every, scenes = torch.ones_like(questioned), ScenePoses.joined(poses)
+    every, scenes = torch.ones_like(questioned), concatenate(poses)
     return estimate, scenes.total(every), scenes.total(~questioned if few else every)
 
 
@@ -344,12 +347,7 @@ def _with_pose_test(estimate: RoomEstimate, poses: PoseInformation, std: PoseStd
 
 def _with_sentence(estimate: RoomEstimate, sentence: str) -> RoomEstimate:
     """A warning about all scenes with sources."""
-    found = (estimate.n_sources > 0).tolist()
-    warnings = [
-        [*sentences, sentence] if any_source else sentences
-        for sentences, any_source in zip(estimate.warnings, found, strict=True)
-    ]
-    return replace(estimate, warnings=warnings)
+    return noted(estimate, ((scene, sentence) for scene in estimate.n_sources.nonzero()[:, 0].tolist()))
 
 
 def _bytes(recording: Recording, candidates: int, sources: int) -> int:
@@ -378,7 +376,7 @@ def _fit(
     nothing = fit_nothing(views)
     chosen = nothing.padded(max(most, 1))
     evidence = torch.full((S, most + 1), -torch.inf, dtype=torch.float64, device=device)
-    evidence[:, 0] = complete(views, nothing, volume).log_evidence
+    evidence[:, 0] = room_evidence(views, nothing, volume)
     best, since = evidence[:, 0].clone(), torch.zeros(S, dtype=torch.int64, device=device)
     paths = [nothing.emptied()] * 2
     live, here, some = torch.arange(S, device=device), views, candidates
@@ -394,7 +392,7 @@ def _fit(
             for path, valid in zip(paths, (some.valid, some.clusters), strict=True)
         ]
         better = (paths[1].value < paths[0].value).nonzero()[:, 0]
-        fit = paths[0].with_others(better, paths[1][better])
+        fit = paths[0].replaced(better, paths[1][better])
         wanted = torch.ones_like(left[left]) if count is None else count[live] == number
         if not wanted.any():
             continue
@@ -407,14 +405,14 @@ def _fit(
         )
         scenes = live[wanted]
         if count is None:
-            tried = complete([view[wanted] for view in here], end, volume).log_evidence
+            tried = room_evidence([view[wanted] for view in here], end, volume)
             tried = torch.where(end.active.all(1), tried, -torch.inf)
             evidence[scenes, number] = tried
             gains = tried > best[scenes]
             best[scenes] = torch.where(gains, tried, best[scenes])
             since[scenes] = torch.where(gains, 0, since[scenes] + 1)
             scenes, end = scenes[gains], end[gains]
-        chosen = chosen.with_others(scenes, end.padded(chosen.active.shape[1]))
+        chosen = chosen.replaced(scenes, end.padded(chosen.active.shape[1]))
     return chosen, None if count is not None else (EVIDENCE_WEIGHT * evidence).softmax(dim=1)
 
 
@@ -431,7 +429,7 @@ def _fit_piloted(views: list[View], alone: list[Estimate], volume: Volume, spec:
             best = fit
             continue
         scenes = (fit.value < best.value).nonzero()[:, 0]
-        best = best.with_others(scenes, fit[scenes])
+        best = best.replaced(scenes, fit[scenes])
     assert best is not None
     return refine_points(views, best.points, active, volume, criterion=spec.criterion)
 

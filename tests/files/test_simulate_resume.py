@@ -19,6 +19,10 @@ from rismusic.partial import PartialFile
 
 SMALL = ("--panel.rows", "3", "--panel.columns", "4", "--channel.antennas", "4", "--codebook.snapshots", "6")
 OPTIONS = ("--scenes", "17", "--seed", "3", *SMALL)
+# Files of two simulations, of which the first was cut or is complete.
+WHOLE = ["whole.h5", "whole.h5.run.json", "whole.h5.toml"]
+CUT = ["a.h5.part", "a.h5.run.json", *WHOLE]
+COMPLETE = ["a.h5", "a.h5.run.json", "a.h5.toml", *WHOLE]
 
 
 @pytest.fixture(autouse=True)
@@ -60,26 +64,14 @@ def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys, qu
     assert run("-o", whole, *OPTIONS, *options) == 0
     assert cut(monkeypatch, output, *options) == 130
     assert "10 of 17 scenes are in" in capsys.readouterr().err
-    assert names(tmp_path) == [
-        "a.h5.part",
-        "a.h5.run.json",
-        "whole.h5",
-        "whole.h5.run.json",
-        "whole.h5.toml",
-    ]
+    assert names(tmp_path) == CUT
     for more, sentence in (
         ([], "an earlier run left 10 scenes in a.h5.part; continue it with --resume"),
         (["--resume", "--snr-db", "3"], "was written with other settings"),
     ):
         assert run("-o", output, *OPTIONS, *options, *more) == 2
         assert sentence in capsys.readouterr().err
-    assert names(tmp_path) == [
-        "a.h5.part",
-        "a.h5.run.json",
-        "whole.h5",
-        "whole.h5.run.json",
-        "whole.h5.toml",
-    ]
+    assert names(tmp_path) == CUT
     simulated = []
     monkeypatch.setattr(RecordingWriter, "append", counted(simulated))
     assert run("-o", output, *OPTIONS, *options, "--resume") == 0
@@ -87,14 +79,7 @@ def test_a_cut_recording_is_continued(options, tmp_path, monkeypatch, capsys, qu
     assert "a.h5 is complete" in capsys.readouterr().err
     assert simulated == [5, 2]
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == [
-        "a.h5",
-        "a.h5.run.json",
-        "a.h5.toml",
-        "whole.h5",
-        "whole.h5.run.json",
-        "whole.h5.toml",
-    ]
+    assert names(tmp_path) == COMPLETE
 
 
 def counted(sizes):
@@ -145,14 +130,7 @@ def test_a_killed_process_leaves_what_is_complete(moment, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "a.h5.run.json").read_text())["scenes"] == 10
     assert run("-o", output, "--resume", *OPTIONS) == 0
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == [
-        "a.h5",
-        "a.h5.run.json",
-        "a.h5.toml",
-        "whole.h5",
-        "whole.h5.run.json",
-        "whole.h5.toml",
-    ]
+    assert names(tmp_path) == COMPLETE
 
 
 def test_nothing_but_values_is_written_after_a_dataset_was_created(tmp_path):
@@ -254,14 +232,7 @@ def test_a_recording_that_was_cut_after_its_last_block_gets_its_name(tmp_path, m
     assert cut(monkeypatch, output, scenes=17) == 130
     assert run("-o", output, *OPTIONS, "--resume") == 0
     assert output.read_bytes() == whole.read_bytes()
-    assert names(tmp_path) == [
-        "a.h5",
-        "a.h5.run.json",
-        "a.h5.toml",
-        "whole.h5",
-        "whole.h5.run.json",
-        "whole.h5.toml",
-    ]
+    assert names(tmp_path) == COMPLETE
 
 
 def test_a_complete_recording_of_other_settings_is_not_resumed(tmp_path, capsys):

@@ -22,7 +22,7 @@ from rismusic.cli.command import Command, complain, drop, note, prepare_streams,
 from rismusic.cli.parser import HELP, HELP_ALL, command_kind, help_text, overview, parse
 from rismusic.errors import InputError
 from rismusic.files import failure, remove_own
-from rismusic.interruption import no_interrupt_is_lost, terminated_as_interrupted
+from rismusic.interruption import INTERRUPTED, no_interrupt_is_lost, terminated_as_interrupted
 from rismusic.text import redact
 from rismusic.version import __version__
 
@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         remove_own()
         complain("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         drop(sys.stdout)  # The reader of our output has gone.
         return 0

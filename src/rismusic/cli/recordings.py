@@ -137,13 +137,13 @@ class Simulate(Command):
                     self.output, "simulate", link_from, settings, resume=self.resume, overwrite=self.overwrite
                 )
                 partial_file = stack.enter_context(resumable(part, self.scenes))
-                if part.is_complete and self.settings_file.exists():
-                    note(f"{self.output} is complete")
+                if part.is_complete:
+                    if self.settings_file.exists():
+                        note(f"{self.output} is complete")
+                    else:
+                        self._write_settings()
                     return 0
             check_output(self.settings_file, overwrite=self.overwrite)
-            if partial_file is not None and partial_file.is_complete:
-                self._write_settings()
-                return 0
             writer = stack.enter_context(
                 RecordingWriter(
                     self.output,

@@ -426,7 +426,8 @@ def _stage_findings(
         power = (share * level[:, None]).to(power.dtype)
     assert features is not None
     every_map = (logits, *prediction.grid_logits.double().cpu().unbind(1)[:-1])
-    return [*found, *_source_findings(network, w, features, every_map, now, noise, prediction)]
+    of = partial(_sources, network, w, features, every_map, now, noise)
+    return [*found, *_source_findings(of, prediction)]
 
 
 def _innermost(
@@ -520,17 +521,8 @@ def _attention(w: Mapping[str, Tensor], name: str, tokens: Tensor, heads: int) -
     return _linear(mixed, w, name + "answer.")
 
 
-def _source_findings(
-    network: Network,
-    w: Mapping[str, Tensor],
-    features: Tensor,
-    maps: Sequence[Tensor],
-    now: Tensor,
-    noise: Tensor,
-    prediction: Prediction,
-) -> list[Finding]:
-    """Existence, amplitudes and number of sources, from the last heat map, which comes first of all."""
-    of = partial(_sources, network, w, features, maps, now, noise)
+def _source_findings(of: Callable[[], dict[str, Tensor]], prediction: Prediction) -> list[Finding]:
+    """Existence, amplitudes and number of sources against their definition (:func:`_sources`)."""
     height = of()["height"]
     norms = [prediction.angle_factor.norm(dim=1).log(), prediction.range_factor.norm(dim=1).log()]
     outputs = {
@@ -550,15 +542,17 @@ def _source_findings(
         "the range factor's amplitudes": 0.5,
     }
 
-    def less(what: str) -> Tensor:
-        return of()[what] - share.get(what, 0.0) * height if what in share else of()[what]
+    def less(what: str, values: Mapping[str, Tensor]) -> Tensor:
+        return values[what] - share[what] * height if what in share else values[what]
+
+    def right(what: str) -> Tensor:
+        return less(what, of())
 
     found: list[Finding] = []
-    for what, one in outputs.items():
+    for what in outputs:
         if not found or found[-1].fine:
-            value = one - share[what] * height if what in share else one
             text = f"{what} are not those of the last layers at the peaks of the last heat map."
-            found.append(same(what, value, partial(less, what), text, _LAYERS))
+            found.append(same(what, less(what, outputs), partial(right, what), text, _LAYERS))
     return found
 
 
@@ -570,7 +564,7 @@ def _sources(
     now: Tensor,
     noise: Tensor,
 ) -> dict[str, Tensor]:
-    """Outputs for the sources by name, and the heights of their peaks."""
+    """Outputs for the sources by name, and the heights of their peaks, from the heat maps, the last first."""
     grid = network.grid
     others = [given(f"the heat map of stage {n}", one) for n, one in enumerate(maps[1:], 1)]
     logits = given("that of the last stage", maps[0]) if others else maps[0]

@@ -16,11 +16,10 @@ fails, it compares the numbers of sources again, with departures from the model 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +32,13 @@ from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.estimate import (
     Estimate,
     Estimator,
+    Finding,
     NSources,
     Reason,
     fit_at,
     from_fit,
     join_estimates,
+    noted,
 )
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
@@ -118,8 +119,6 @@ _WIDE_DEG, _COARSE = 85.0, 1.6  # angles and oversampling of the search in front
 
 Refit = Callable[[Int64[Tensor, "B"], Int64[Tensor, "B"]], Sources]
 """Fits of some of the scenes with given numbers of sources."""
-Finding = tuple[int, str]
-"""A scene, and a sentence about it."""
 
 
 @torch.inference_mode()
@@ -154,14 +153,6 @@ def diagnosed(
     return _with_free_symbols(as_recorded, estimate, spec) if as_recorded.has_coherent_symbols else estimate
 
 
-def _noted(estimate: Estimate, found: Iterable[Finding], **changed: Any) -> Estimate:
-    """The estimate with sentences about some scenes, and with other values of its fields."""
-    sentences = [list(one) for one in estimate.warnings]
-    for scene, sentence in found:
-        sentences[scene].append(sentence)
-    return replace(estimate, warnings=sentences, **changed)
-
-
 def _without_panel_error(estimate: Estimate) -> Bool[Tensor, "S"]:
     """Scenes whose likelihood and residual are those of the panel as described."""
     if estimate.panel_error is None:
@@ -189,7 +180,7 @@ def _with_free_symbols(recording: Recording, estimate: Estimate, spec: LocateSpe
             f"carrier-frequency offset: multiply snapshot l by exp({-omega:.3g}j * l)"
         )
         found.append((scene, Reason(turn if omega else text, "symbols_free")))
-    return _noted(estimate, found)
+    return noted(estimate, found)
 
 
 def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
@@ -235,7 +226,7 @@ def _with_pairs(recording: Recording, estimate: Estimate, spec: LocateSpec) -> E
         )
         found.append((int(some[row]), Reason(text)))
     which = better.nonzero()[:, 0]
-    return _with_fit(recording, _noted(estimate, found), some[which], pair[which], spec)
+    return _with_fit(recording, noted(estimate, found), some[which], pair[which], spec)
 
 
 def _weighed_twice(
@@ -262,7 +253,7 @@ def _weighed_twice(
     some = _all_but_many(evidence > math.log(1 / share - 1)).nonzero()[:, 0]
     again = again[some]
     found = [(row, _diffuse_sentence(common, K)) for row, K in enumerate(again.n_sources.tolist())]
-    return _put(estimate, some, _noted(again, found))
+    return _put(estimate, some, noted(again, found))
 
 
 def _all_but_many(shown: Bool[Tensor, "S"]) -> Bool[Tensor, "S"]:
@@ -291,7 +282,7 @@ def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
         (scene, Reason(text.format(100 * float(size[scene]), float(size[scene]))))
         for scene in size.nonzero()[:, 0].tolist()
     ]
-    return _noted(estimate, found, panel_error=size)
+    return noted(estimate, found, panel_error=size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -525,7 +516,7 @@ def _located_again(
             found.append((scene, text))
         if (tau := float(error.diffuse[scene])) > 0:
             found.append((scene, _diffuse_sentence(tau, int(count[scene]))))
-    return _noted(result, found, panel_error=error.panel_error)
+    return noted(result, found, panel_error=error.panel_error)
 
 
 def _diffuse_sentence(diffuse: float, count: int) -> Reason:
@@ -584,7 +575,7 @@ def _with_wide_search(
             named = f"sources {all_of([first, *more])} are" if more else f"source {first} is"
             text = f"{named} outside the search volume"
         found.append((row, Reason(text)))
-    return _put(estimate, take, _noted(taken, found, spec=spec)), take
+    return _put(estimate, take, noted(taken, found, spec=spec)), take
 
 
 def _outside(sources: Sources, volume: Volume) -> Bool[Tensor, "S K"]:
@@ -621,7 +612,7 @@ def _with_reasons(
     found += _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
     if count_unknown and recording.pilots is None:
         found += _largest_number(recording, estimate, spec)
-    found += _beyond(recording, _noted(estimate, found), spec)
+    found += _beyond(recording, noted(estimate, found), spec)
     there = estimate.existence_probability
     for scene, source in (there < UNCERTAIN).nonzero().tolist():
         text = f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
@@ -629,7 +620,7 @@ def _with_reasons(
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
-    return _noted(estimate, found, sources=sources, panel_error=errors)
+    return noted(estimate, found, sources=sources, panel_error=errors)
 
 
 def _largest_number(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -547,6 +547,19 @@ def _warnings(
         exact = bool((snr_db[scene] > _NOISELESS_DB).any())
         text = "the data hold no noise but rounding, on which the error bars rest"
         yield scene, text if exact else Reason("the maximum-likelihood fit did not converge")
+
+
+E = TypeVar("E", bound=Estimate)
+Finding = tuple[int, str]
+"""A scene, and a sentence about it."""
+
+
+def noted(estimate: E, found: Iterable[Finding], **changed: Any) -> E:
+    """The estimate with sentences about some scenes, and with other values of its fields."""
+    sentences = [list(one) for one in estimate.warnings]
+    for scene, sentence in found:
+        sentences[scene].append(sentence)
+    return replace(estimate, warnings=sentences, **changed)
 
 
 def join_estimates(parts: list[Estimate]) -> Estimate:

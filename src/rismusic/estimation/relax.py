@@ -101,16 +101,12 @@ def relax_sweeps(
             there, trial = active[here], at.positions[here]
             trial[:, k] = found[rows, place]
             fit = refine(recording[here], trial, there, grid.volume, criterion=criterion, options=ROUGH)
-            new = score.new_full(moved.shape, torch.inf)
-            new[moved] = fit.value - log_prior(prior, here, fit.positions, there)
-            least, best = new.min(dim=1)
+            least, best = _likeliest(moved, fit.value - log_prior(prior, here, fit.positions, there))
             better = least < score[scenes] - MIN_GAIN_NATS
             if not bool(better.any()):
                 continue
-            # Index, among the fits that were made, of each scene's best place.
-            number = (moved.flatten().cumsum(0) - 1).view_as(moved).gather(1, best[:, None])[:, 0]
             scenes = scenes[better]
-            at = at.replaced(scenes, fit[number[better]])
+            at = at.replaced(scenes, fit[best[better]])
             score[scenes], changed[scenes] = least[better], True
         live = live[changed[live]]
         if len(live) == 0:
@@ -143,6 +139,17 @@ def _searched_again(
     step = found.new_tensor(search.grid.step)
     old = on_axes(here.positions[rows[:, 0], which], search.grid)[:, None]
     return found, ((on_axes(found, search.grid) - old).abs() > _UNCHANGED_STEPS * step).any(-1)
+
+
+def _likeliest(
+    made: Bool[Tensor, "B C"], value: Float[Tensor, "_"]
+) -> tuple[Float[Tensor, "B"], Int64[Tensor, "B"]]:
+    """Least value of the fits of each scene, infinite without one, and its index among the fits ``made``."""
+    every = value.new_full(made.shape, torch.inf)
+    every[made] = value
+    least, best = every.min(dim=1)
+    number = (made.flatten().cumsum(0) - 1).view_as(made)
+    return least, number.gather(1, best[:, None])[:, 0]
 
 
 def log_prior(
@@ -217,13 +224,9 @@ def birth_death(
         if len(which) == 0:
             break
         fit = refine(part[which], trial[which], there[which], volume, criterion=criterion, options=ROUGH)
-        ends = torch.full_like(without, torch.inf)
-        ends[which] = fit.value - log_prior(prior, scenes[which], fit.positions, there[which])
-        least, best = ends.unflatten(0, (-1, _BIRTHS)).min(dim=1)
+        value = fit.value - log_prior(prior, scenes[which], fit.positions, there[which])
+        least, chosen = _likeliest(promising.unflatten(0, (-1, _BIRTHS)), value)
         better = least < score[live] - MIN_GAIN_NATS
-        # Index, among the fits that were made, of each scene's best birth.
-        number = promising.cumsum(0) - 1
-        chosen = number.unflatten(0, (-1, _BIRTHS)).gather(1, best[:, None])[:, 0]
         live, least, chosen = live[better], least[better], chosen[better]
         if len(live) == 0:
             break

@@ -15,15 +15,16 @@ is :math:`\sum_p T_p^T J_p T_p`. A source behind a planar panel contributes noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rismusic.array import Panel
+from rismusic.batch import Batch
 from rismusic.crb import block_diagonal, marginal_information, room_covariance
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import Evaluated, FitOptions, levenberg_marquardt
@@ -46,7 +47,7 @@ from rismusic.estimation.maximum_likelihood import (
     power_noise_limits,
 )
 from rismusic.estimation.model_order import LOG_POWER_WIDTH, log_occam_factor
-from rismusic.estimation.room_poses import ScenePoses, pose_information
+from rismusic.estimation.room_poses import ScenePoses, cross_matrix, pose_information
 from rismusic.io import Recording
 from rismusic.operator import Link
 from rismusic.sources import coordinate_derivatives, to_panel_coordinates
@@ -98,8 +99,8 @@ def sees(panel: Panel, positions: Float[Tensor, "*batch 3"]) -> Bool[Tensor, "*b
     return front if panel.is_planar else torch.ones_like(front)
 
 
-@dataclass(frozen=True, eq=False)
-class RoomFit:
+@dataclass(frozen=True, eq=False, repr=False)
+class RoomFit(Batch):
     """Sources of S scenes, fitted to the recordings of P panels.
 
     Args:
@@ -118,15 +119,6 @@ class RoomFit:
     value: Float[Tensor, "S"]
     converged: Bool[Tensor, "S"]
 
-    def __getitem__(self, scenes: Tensor) -> RoomFit:
-        """The fits of some scenes."""
-        return self._each(lambda value: value[scenes])
-
-    def with_others(self, scenes: Int64[Tensor, "B"], others: RoomFit) -> RoomFit:
-        """A copy with some scenes taken from other fits, of as many sources."""
-        pairs = zip(self._fields(), others._fields(), strict=True)
-        return RoomFit(*(old.index_copy(0, scenes, new) for old, new in pairs))
-
     def emptied(self) -> RoomFit:
         """The same without entries for sources."""
         return replace(self, points=self.points[:, :0], active=self.active[:, :0], power=self.power[..., :0])
@@ -141,12 +133,6 @@ class RoomFit:
             active=torch.cat((self.active, self.active.new_zeros(S, more)), dim=1),
             power=torch.cat((self.power, self.power.new_ones(S, P, more)), dim=2),
         )
-
-    def _fields(self) -> tuple[Tensor, ...]:
-        return self.points, self.active, self.power, self.noise_variance, self.value, self.converged
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> RoomFit:
-        return RoomFit(*map(change, self._fields()))
 
 
 def refine_points(
@@ -182,7 +168,7 @@ def refine_points(
             break
         start = fit.points[scenes]
         some = [view[scenes] for view in views]
-        fit = fit.with_others(scenes, _refine_once(some, start, active[scenes], volume, criterion, options))
+        fit = fit.replaced(scenes, _refine_once(some, start, active[scenes], volume, criterion, options))
     return fit
 
 
@@ -305,10 +291,7 @@ def pose_derivatives(
     Returns:
         Derivatives by d (m) and w (rad), both along the axes of the room.
     """
-    x, y, z = (points - view.pose[:3, 3]).unbind(-1)
-    zero = torch.zeros_like(x)
-    rows = (torch.stack(row, dim=-1) for row in ((zero, -z, y), (z, zero, -x), (-y, x, zero)))
-    return torch.cat((-by_point, by_point @ torch.stack(tuple(rows), dim=-2)), dim=-1)
+    return torch.cat((-by_point, by_point @ cross_matrix(points - view.pose[:3, 3])), dim=-1)
 
 
 def joint_conditional(part: tuple[list[View], Bool[Tensor, "S K"]], x: Float[Tensor, "S U"]) -> Evaluated:
@@ -434,7 +417,7 @@ def add_source(
         trial[:, k] = candidates[scenes, value[scenes].argmin(1)]
         other = rough(scenes, trial)
         better = other.value < fit.value[scenes] - _MIN_GAIN_NATS
-        fit = fit.with_others(scenes[better], other[better])
+        fit = fit.replaced(scenes[better], other[better])
     return fit
 
 
@@ -447,7 +430,6 @@ class RoomSolution:
         panels: the fit as each panel sees it; NaN where it does not see a source.
         values: negative unconditional log-likelihood of each panel, nats.
         covariance: joint bound of the points at the estimate, m^2.
-        log_evidence: Laplace approximation for this number of sources, nats.
         poses: what each scene tells of the poses.
     """
 
@@ -455,7 +437,6 @@ class RoomSolution:
     panels: list[Fit]
     values: Float[Tensor, "P S"]
     covariance: Float[Tensor, "S K 3 K 3"]
-    log_evidence: Float[Tensor, "S"]
     poses: ScenePoses
 
 
@@ -465,7 +446,7 @@ def complete(
     volume: Volume,
     pose_covariance: Float[Tensor, "poses poses"] | None = None,
 ) -> RoomSolution:
-    """Complete a fit: powers, noise variance, error bars and evidence.
+    """Complete a fit: powers, noise variance and error bars, and what it tells of the poses.
 
     Args:
         views: of P panels.
@@ -475,23 +456,15 @@ def complete(
             right.
     """
     active, K = fit.active, fit.active.shape[1]
-    panels, values, levels = [], [], []
-    for view in views:
-        at, positions = view.statistics(fit.points, active)
-        seen = active & view.sees(positions)
-        power, noise, value = fit_powers(view.recording.noise_variance, at)
-        end = FitState(positions, value, fit.converged, (power, noise))
-        panel = complete_fit(view.recording, positions, seen, fit.converged, volume, end=end)
-        panels.append(panel)
-        values.append(value)
-        levels.append(torch.cat((power.clamp_min(1e-300), panel.noise_variance[:, None]), dim=1).log())
-    x = torch.cat((fit.points.flatten(1), *levels), dim=1)
+    panels, values, x = _at_panels(views, fit, volume)
     _, slope, J = joint_unconditional((views, active), x, K, poses=True)
-    ahead = 6 * len(views)
-    seen = torch.stack([active & view.sees(to_panel_coordinates(view.pose, fit.points)) for view in views], 1)
+    ahead, seen = 6 * len(views), _seen(views, fit)
     unknown = torch.cat((seen, torch.ones_like(seen[..., :1])), dim=2).flatten(1)
-    poses = pose_information(slope, J, active, unknown)
-    marginal = marginal_information(J, ahead + 3 * K, unknown)
+    # With the gradient as one more row, one Schur complement has both results.
+    whole = pad(J, (1, 0, 1, 0))
+    whole[:, 0, 1:] = whole[:, 1:, 0] = slope
+    by_points = marginal_information(whole, 1 + ahead + 3 * K, unknown)
+    marginal = by_points[:, 1:, 1:]
     covariance = room_covariance(marginal[:, ahead:, ahead:], active)
     if pose_covariance is not None:
         # The positions of a scene follow the poses: the joint Fisher information, inverted by blocks.
@@ -499,9 +472,44 @@ def complete(
         follow = known @ marginal[:, ahead:, :ahead].nan_to_num(0.0)
         more = follow @ pose_covariance @ follow.mT
         covariance = covariance + more.unflatten(2, (K, 3)).unflatten(1, (K, 3))
-    J = J[:, ahead:, ahead:]
-    evidence = _log_evidence(views, fit.points, seen, J, volume) - torch.stack(values).sum(0)
-    return RoomSolution(fit, panels, torch.stack(values), covariance, evidence, poses)
+    return RoomSolution(fit, panels, values, covariance, pose_information(by_points, active))
+
+
+def room_evidence(views: list[View], fit: RoomFit, volume: Volume) -> Float[Tensor, "S"]:
+    """Laplace approximation of the log evidence for the number of sources of a fit (nats).
+
+    Args:
+        views: of P panels.
+        fit: from :func:`refine_points`.
+        volume: search volume of each panel, the prior of positions.
+    """
+    _, values, x = _at_panels(views, fit, volume)
+    J = joint_unconditional((views, fit.active), x, fit.active.shape[1])[2]
+    return _log_evidence(views, fit.points, _seen(views, fit), J, volume) - values.sum(0)
+
+
+def _at_panels(
+    views: list[View], fit: RoomFit, volume: Volume
+) -> tuple[list[Fit], Float[Tensor, "P S"], Float[Tensor, "S X"]]:
+    """The fit and the negative log-likelihood of each panel, and the unknowns of the joint likelihood."""
+    panels, values, levels = [], [], []
+    for view in views:
+        at, positions = view.statistics(fit.points, fit.active)
+        seen = fit.active & view.sees(positions)
+        power, noise, value = fit_powers(view.recording.noise_variance, at)
+        end = FitState(positions, value, fit.converged, (power, noise))
+        panel = complete_fit(view.recording, positions, seen, fit.converged, volume, end=end)
+        panels.append(panel)
+        values.append(value)
+        levels.append(torch.cat((power.clamp_min(1e-300), panel.noise_variance[:, None]), dim=1).log())
+    return panels, torch.stack(values), torch.cat((fit.points.flatten(1), *levels), dim=1)
+
+
+def _seen(views: list[View], fit: RoomFit) -> Bool[Tensor, "S P K"]:
+    """Which sources each panel receives."""
+    return torch.stack(
+        [fit.active & view.sees(to_panel_coordinates(view.pose, fit.points)) for view in views], dim=1
+    )
 
 
 def _log_evidence(

@@ -19,13 +19,13 @@ six dimensions, in which nothing is tested, and only a prior holds the poses.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from rismusic.batch import Batch
 from rismusic.crb import marginal_information
 from rismusic.errors import InputError
 
@@ -164,8 +164,8 @@ class PoseInformation:
         return next(error for gain, error in reversed(found) if gain >= _AS_GOOD * most)
 
 
-@dataclass(frozen=True, eq=False)
-class ScenePoses:
+@dataclass(frozen=True, eq=False, repr=False)
+class ScenePoses(Batch):
     """What each of S scenes tells of the errors of the poses; see :class:`PoseInformation`."""
 
     score: Float[Tensor, "S U"]
@@ -173,45 +173,29 @@ class ScenePoses:
     pull: Float[Tensor, "S U U"]
     coordinates: Int64[Tensor, "S"]
 
-    @classmethod
-    def joined(cls, parts: Sequence[ScenePoses]) -> ScenePoses:
-        """Those of blocks of scenes together."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
     def total(self, used: Bool[Tensor, "S"]) -> PoseInformation:
         """What some of the scenes tell together."""
+        some = self[used]
         return PoseInformation(
-            self.score[used].sum(0),
-            self.information[used].sum(0),
-            self.pull[used].sum(0),
-            int(self.coordinates[used].sum()),
-            int((self.coordinates[used] > 0).sum()),
+            some.score.sum(0),
+            some.information.sum(0),
+            some.pull.sum(0),
+            int(some.coordinates.sum()),
+            int((some.coordinates > 0).sum()),
         )
 
 
-def pose_information(
-    gradient: Float[Tensor, "S U"],
-    J: Float[Tensor, "S U U"],
-    active: Bool[Tensor, "S K"],
-    unknown: Bool[Tensor, "S N"],
-) -> ScenePoses:
-    """Eliminate positions, powers and noise variances from the joint information of each scene.
+def pose_information(by_points: Float[Tensor, "S V V"], active: Bool[Tensor, "S K"]) -> ScenePoses:
+    """Eliminate the positions from the information of each scene.
 
     A scene whose positions or powers are not determined tells nothing.
 
     Args:
-        gradient: of the negative log-likelihood of all panels, by poses, points and nuisance parameters.
-        J: Fisher information on them.
+        by_points: Fisher information on poses and points with the powers and noise variances eliminated,
+            below one row and beside one column with the gradient of the negative log-likelihood.
         active: which entries hold a source.
-        unknown: which nuisance parameters are unknown.
     """
-    (S, U), K = gradient.shape, active.shape[1]
-    # With the gradient as one more row, one Schur complement has both results.
-    whole = J.new_zeros(S, 1 + U, 1 + U)
-    whole[:, 1:, 1:] = J
-    whole[:, 0, 1:] = whole[:, 1:, 0] = gradient
-    by_points = marginal_information(whole, 1 + U - unknown.shape[1], unknown)
-    ahead = by_points.shape[1] - 3 * K
+    ahead = by_points.shape[1] - 3 * active.shape[1]
     left = marginal_information(by_points, ahead, active.repeat_interleave(3, dim=1))
     determined = left.isfinite().all(-1).all(-1)
     left, before = (
@@ -221,12 +205,16 @@ def pose_information(
     return ScenePoses(-left[:, 0, 1:], V, before[:, 1:, 1:] - V, 3 * active.sum(1) * determined)
 
 
+def cross_matrix(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The matrix of the cross product with a vector from the left."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), dim=-1).unflatten(-1, (3, 3))
+
+
 def moved_pose(pose: Float[Tensor, "4 4"], error: Float[Tensor, "6"]) -> Float[Tensor, "4 4"]:
     """A pose displaced (m) and turned about the panel's centre (rad), along the axes of the room."""
-    x, y, z = error[3:].unbind()
-    zero = torch.zeros_like(x)
-    turn = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero)).view(3, 3).matrix_exp()
     moved = pose.clone()
-    moved[:3, :3] = turn @ pose[:3, :3]
+    moved[:3, :3] = cross_matrix(error[3:]).matrix_exp() @ pose[:3, :3]
     moved[:3, 3] += error[:3]
     return moved
