@@ -16,6 +16,7 @@ from rismusic.estimation.model_error import (
     _least_log_det,
     _most_explained,
     _panel_error,
+    _Path,
     _Residual,
     diffuse_evidence,
     model_error,
@@ -126,6 +127,17 @@ def test_a_source_that_is_no_point():
     expected = torch.tensor([6.0, 0.0], dtype=torch.float64).deg2rad()
     torch.testing.assert_close(path.change[:, 0], expected.expand(4, 2), rtol=0, atol=math.radians(0.7))
     assert (path.offset.abs() < math.radians(0.3)).all()
+
+
+def test_a_path_stays_near_a_source_that_the_pattern_hides():
+    """Steps without a limit went around the panel many times, and one such path ended in NaN."""
+    recording = made(60, 1, panel={"rows": 4, "columns": 3, "pattern_exponent": 100.0})
+    truth = recording.truth
+    aside = replace(truth, azimuth=torch.full_like(truth.azimuth, math.radians(-60)))
+    positions, active = unpack(aside, recording)
+    gain, path = _Path(recording, positions, active, torch.zeros(60, dtype=torch.long)).fit()
+    assert gain.isfinite().all()
+    assert (path.abs().amax(-1) < math.pi).all()
 
 
 @pytest.mark.parametrize("error", [0.0, 0.3])

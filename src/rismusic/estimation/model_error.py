@@ -65,6 +65,7 @@ _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
 # Log-likelihood ratio (nats) of a motion from which on the path is fitted, and Gauss-Newton steps.
 _MOTION_USUAL, _STEPS = 4.0, 6
+_FARTHEST = 0.5  # radian that one step may move an end of a path
 _FURTHER = 20.0  # steps as good as the last one (of one nat more) by which a path may still gain
 _MOST_ERROR = 0.5  # largest panel error. A larger one would explain any field.
 # Log prior of each ratio, and of each power of the diffuse noise.
@@ -417,7 +418,10 @@ class _Path:
         rest = outside(Q, self.y[..., None])[..., 0]
         s = _least_squares(C, self.y)[self.rows, :, self.which]
         equations = _PathEquations.of(outside(Q, D) * s[:, :, None, None], rest)
-        return squared_modulus(rest).sum((1, 2)), equations.solve(moves=moves)[0]
+        change = equations.solve(moves=moves)[0]
+        # Where the pattern hides the source, the equations would send it around the panel many times.
+        reach = (change[:, :2].abs() + change[:, 2:].abs() / 2).amax(-1, keepdim=True)
+        return squared_modulus(rest).sum((1, 2)), change * (_FARTHEST / reach).clamp_max(1)
 
 
 @dataclass(frozen=True, eq=False)
