@@ -67,6 +67,8 @@ def check_figure_width(width_mm: float) -> float:
 FigureWidth = Annotated[float, AfterValidator(check_figure_width)]
 MAX_PATTERN_EXPONENT = 100.0
 """Largest exponent of an element pattern. Those of narrower ones are too small for computations."""
+MAX_POSE_STD_DEG, MAX_POSE_STD_M = 20.0, 1.0
+"""Largest standard deviations of poses. The derivatives by errors of a pose hold for small ones."""
 MAX_PANEL_ERROR = 10.0
 """Largest RMS relative error of the element responses that can be set."""
 S = TypeVar("S", bound="Spec")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from rismusic import InputError, Recording, Sources, locate_room, simulate
+from rismusic import InputError, Recording, Sources, locate_room, simulate, write
+from rismusic.cli import main
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.room_fit import View, complete, joint_unconditional, refine_points
 from rismusic.estimation.room_poses import PoseInformation, PoseStd, moved_pose
@@ -242,6 +245,21 @@ def test_scenes_without_sources_keep_their_status(points, turned):
     found = locate_room(turned, n_sources=number, method="omp")
     named = [any("the pose of" in one for one in words) for words in found.warnings]
     assert named == [True] * 5 + [False]
+
+
+def test_the_command_line_fits_poses_as_well(turned, tmp_path, capsys):
+    for name, recording in zip(("west.h5", "south.h5"), turned, strict=True):
+        write(tmp_path / name, recording)
+    command = ["locate", str(tmp_path / "west.h5"), "--sources", "2", "--method", "omp"]
+    accuracy = ["--pose-std-deg", "0.5", "--pose-std-m", "0.02"]
+    fused = [*command, "--fuse", str(tmp_path / "south.h5"), *accuracy, "-o", str(tmp_path / "a.json")]
+    assert main(fused) == 0
+    found = locate_room(turned, n_sources=2, method="omp", pose_std_deg=0.5, pose_std_m=0.02)
+    scenes = json.loads((tmp_path / "a.json").read_text())["scenes"]
+    x = [source["x_room_m"] for scene in scenes for source in scene["sources"]]
+    np.testing.assert_allclose(x, found.position_room[..., 0].flatten(), rtol=1e-3)
+    assert main([*command, *accuracy]) == 0
+    assert "--pose-std-deg has no effect: it needs --fuse" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("n_sources", [2, None])

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypedDict
 
 from pydantic import Field
 from rich.table import Table
@@ -28,7 +28,7 @@ from rismusic.interruption import interrupts_held
 from rismusic.parallel import check_workers, default_division, run_all, usable_cores
 from rismusic.partial import PartialFile, part_files
 from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
-from rismusic.spec import Count, FigureWidth, LocateSpec
+from rismusic.spec import MAX_POSE_STD_DEG, MAX_POSE_STD_M, Count, FigureWidth, LocateSpec
 from rismusic.text import command_line, counted, csv_text, plain, spans
 from rismusic.version import __version__
 
@@ -135,6 +135,13 @@ class PartialOutput(PartialFile):
         return (",\n" if first else "\n") + ",\n".join(texts)
 
 
+class PoseStdOptions(TypedDict):
+    """Accuracy of the poses of several panels, as options of :func:`rismusic.room.locate_room`."""
+
+    pose_std_deg: float
+    pose_std_m: float
+
+
 @dataclass(frozen=True)
 class Block:
     """Scenes that are located together, from number ``first`` on, as each panel recorded them."""
@@ -152,6 +159,7 @@ def locate_in_worker(
     spec: LocateSpec,
     device: str,
     calibration: PanelCalibration | None,
+    pose_std: PoseStdOptions,
     files: Sequence[Path],
     single_thread: bool,
     one_scene: bool,
@@ -174,7 +182,7 @@ def locate_in_worker(
             from rismusic.room import locate_room
 
             try:
-                return locate_room(block.recordings, spec=spec, device=device)
+                return locate_room(block.recordings, spec=spec, device=device, **pose_std)
             except InputError as error:
                 of = re.fullmatch(r"recordings\[(\d+)\]\.?(.*)", error.field)
                 if of is None:
@@ -194,6 +202,8 @@ class Locate(Command):
         "scene": "plot",
         "figure_width": "plot",
         "report_scenes": "report",
+        "pose_std_deg": "fuse",
+        "pose_std_m": "fuse",
     }
 
     file: Path
@@ -207,6 +217,10 @@ class Locate(Command):
     """Calibration of the panel, written by 'calibrate'."""
     fuse: Annotated[tuple[Path, ...], Option("FILE")] = ()
     """Recordings of the same scenes by other panels, located together; each needs its pose."""
+    pose_std_deg: Annotated[float, Field(ge=0, le=MAX_POSE_STD_DEG)] = 0.0
+    """Standard deviation of the rotations in the poses; above 0, they are estimated too (with --fuse)."""
+    pose_std_m: Annotated[float, Field(ge=0, le=MAX_POSE_STD_M)] = 0.0
+    """The same of the displacements."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write a .csv or .json file in place of a table; for several recordings, a folder of .csv files."""
     plot: Annotated[Path | None, Option("FILE")] = None
@@ -395,6 +409,7 @@ class Locate(Command):
             spec=self.settings,
             device=self.device,
             calibration=calibration,
+            pose_std=self._pose_std(),
             files=(self.file, *self.fuse),
             # The same for any number of workers, so that the estimates are the same to the last bit.
             single_thread=scenes > BLOCK_SCENES,
@@ -409,6 +424,7 @@ class Locate(Command):
         settings = self.settings.model_dump(mode="json")
         if others:
             settings["fuse"] = [fingerprint(other.path) for other in others]
+            settings |= self._pose_std()
         if self.calibration is not None:
             settings["calibration"] = hashlib.sha256(read_small(self.calibration)).hexdigest()
         return PartialOutput(
@@ -420,6 +436,9 @@ class Locate(Command):
             overwrite=self.overwrite,
             columns=ROOM_COLUMNS if "pose" in file.fields else COLUMNS,
         )
+
+    def _pose_std(self) -> PoseStdOptions:
+        return {"pose_std_deg": self.pose_std_deg, "pose_std_m": self.pose_std_m}
 
     def _check_fused(self, files: list[RecordingFile]) -> None:
         """Refuse to fuse recordings without a pose or of other scenes, before anything is located."""

@@ -28,11 +28,10 @@ from torch import Tensor
 from rismusic.batch import Batch
 from rismusic.crb import marginal_information
 from rismusic.errors import InputError
+from rismusic.spec import MAX_POSE_STD_DEG, MAX_POSE_STD_M
 
 # An error is tested in directions in which the data would show one of this size (one standard deviation).
 _VISIBLE_M, _VISIBLE_RAD = 0.3, math.radians(6.0)
-# Standard deviations beyond these are no small errors, to which the derivatives hold.
-_MOST_M, _MOST_DEG = 1.0, 20.0
 # Share of the information with the positions known that the elimination of these leaves by rounding.
 _ROUNDING = 1e-10
 # Panels whose errors explain this share of what those of the best panel explain are as good.
@@ -58,7 +57,10 @@ class PoseStd:
         Raises:
             InputError: a value is negative, too large, or no number.
         """
-        given = (("pose_std_m", metres, _MOST_M, "m"), ("pose_std_deg", degrees, _MOST_DEG, "deg"))
+        given = (
+            ("pose_std_m", metres, MAX_POSE_STD_M, "m"),
+            ("pose_std_deg", degrees, MAX_POSE_STD_DEG, "deg"),
+        )
         for name, value, most, unit in given:
             if not 0 <= value <= most:
                 raise InputError(name, f"must be 0 to {most:g} {unit}; got {value:g}")
