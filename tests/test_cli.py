@@ -29,6 +29,7 @@ from rismusic.estimation.table import COLUMNS
 from rismusic.hybrid import locate
 from rismusic.io import open_recording, read, write
 from rismusic.io.calibration import PanelCalibration
+from rismusic.metrics import match
 from rismusic.nn.spec import TrainSpec
 from rismusic.registry import ESTIMATORS, register_estimator
 from rismusic.simulation.simulator import simulate
@@ -97,6 +98,28 @@ def test_link_from_another_recording(tmp_path, samples):
     assert written.codes.equal(given.codes)
     code = run("simulate", "-o", tmp_path / "b.npz", "--scenes", 3, "--link-from", samples / "ideal_10dB.h5")
     assert code == 2
+
+
+def test_link_with_subcarriers_from_another_recording(tmp_path, capsys):
+    wide, plain, more = (tmp_path / name for name in ("wide.h5", "plain.h5", "more.h5"))
+    band = ["--wideband.subcarriers", 4, "--wideband.bandwidth-hz", 2e7]
+    assert run("simulate", "-o", wide, "--scenes", 1, "--one-link", *band, *SMALL) == 0
+    assert run("simulate", "-o", plain, "--scenes", 1, "--one-link", *SMALL) == 0
+    assert run("simulate", "-o", more, "--scenes", 2, "--sources", 1, "--link-from", wide) == 0
+    written, given = read(more), read(wide)
+    assert written.snapshots.shape == (2, *given.snapshots.shape[1:])
+    assert written.frequencies.equal(given.frequencies)
+    assert written.channel.equal(given.channel)
+    estimate = locate(written, n_sources=1, method="omp")
+    assert match(written.truth, estimate.sources).hit.all()
+    capsys.readouterr()
+    other = ["--wideband.subcarriers", 8, "--wideband.bandwidth-hz", 2e7]
+    for given, said in (
+        (wide, "wideband.subcarriers: must be 1 for"),
+        (plain, "link: must have the subcarr"),
+    ):
+        assert run("simulate", "-o", tmp_path / "a.h5", "--scenes", 1, "--link-from", given, *other) == 2
+        assert f"error: {said}" in capsys.readouterr().err
 
 
 def test_existing_files_are_kept(tmp_path, capsys):

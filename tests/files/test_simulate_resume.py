@@ -258,17 +258,3 @@ def test_a_complete_recording_of_other_settings_is_not_resumed(tmp_path, capsys)
     for _ in range(2):
         assert run("-o", output, *OPTIONS, "--resume") == 0
         assert names(tmp_path) == ["a.h5", "a.h5.run.json", "a.h5.toml"]
-
-
-def test_a_link_of_subcarriers_is_refused(tmp_path, capsys):
-    wide, out = tmp_path / "wide.h5", tmp_path / "out.h5"
-    system = (
-        "--one-link --wideband.subcarriers 4 --wideband.bandwidth-hz 2e7 --codebook.snapshots 4 --sources 1"
-    )
-    small = "--panel.rows 3 --panel.columns 3 --channel.antennas 4 --scenes 1"
-    assert main(["simulate", "-o", str(wide), *system.split(), *small.split()]) == 0
-    assert (
-        main(["simulate", "-o", str(out), "--scenes", "1", "--sources", "1", "--link-from", str(wide)]) == 2
-    )
-    assert "wide.h5: has subcarriers" in capsys.readouterr().err
-    assert not out.exists()

@@ -181,8 +181,6 @@ class Simulate(Command):
             raise InputError(
                 str(self.link_from), "has a channel per scene; --link-from needs one for all scenes"
             )
-        if one.frequencies is not None:
-            raise InputError(str(self.link_from), "has subcarriers; --link-from needs one frequency")
         return one.panel, one.link, file.path
 
 

@@ -70,7 +70,14 @@ class Simulator:
         self.seed, self.split = seed, split
         self.device, self.dtype = device_of(device), dtype
         self.panel = (panel or Panel.from_spec(self.spec.panel)).to(self.device)
-        self.panel = self.panel.replace(frequencies=_frequencies(self.spec.wideband, self.panel.wavelength))
+        frequencies = _frequencies(self.spec.wideband, self.panel.wavelength)
+        if not self.panel.frequencies:
+            self.panel = self.panel.replace(frequencies=frequencies)
+        elif frequencies and tuple(frequencies) != tuple(self.panel.frequencies):
+            raise InputError(
+                "wideband.subcarriers",
+                f"must be 1 for a panel with subcarriers of its own; it has {self.panel.subcarriers}",
+            )
         if self.panel.is_planar and self.spec.scene.azimuth_max_deg >= 90:
             raise InputError(
                 "scene.azimuth_max_deg",
@@ -317,6 +324,12 @@ def _check_link(link: Link, panel: Panel) -> None:
                 f"link.{name}",
                 f"must have N = {panel.size} elements (last axis), as the panel; got {part.shape[-1]}",
             )
+    if link.channel is not None and link.subcarriers != panel.subcarriers:
+        raise InputError(
+            "link",
+            f"must have the subcarriers of the panel, F = {panel.subcarriers}; got {link.subcarriers} "
+            "(a channel [F, M, N] needs wideband.subcarriers, or a panel with frequencies)",
+        )
     if link.per_scene:
         raise InputError("link", "one link serves all scenes: pass channel [M, N] and codes [L, N]")
     if (link.channel is None) != (link.codes is None):
