@@ -55,6 +55,14 @@ def moved(faulty: Recording, change) -> Recording:
     return replace(faulty, elements=change(faulty.elements.clone()))
 
 
+def clipped(snapshots, level):
+    """The real and imaginary parts at this multiple of their RMS value in the scene, at most."""
+    most = level * snapshots.abs().square().mean((-2, -1), keepdim=True).div(2).sqrt()
+    return torch.complex(
+        *(torch.minimum(part.abs(), most) * part.sign() for part in (snapshots.real, snapshots.imag))
+    )
+
+
 def by_columns(elements):
     """What a program that numbers x slowest would write for these channel and codes."""
     return elements.reshape(4, 5, 3).transpose(0, 1).reshape(-1, 3)
@@ -76,6 +84,7 @@ FAULTS = {
     "antenna_dead": lambda r: replace(
         r, snapshots=r.snapshots * torch.ones(7).index_fill(0, torch.tensor(2), 0.1)
     ),
+    "snapshots_clipped": lambda r: replace(r, snapshots=clipped(r.snapshots, 0.5)),
     "antenna_loud": lambda r: replace(
         r, snapshots=r.snapshots * torch.ones(7).index_fill(0, torch.tensor(2), 9)
     ),

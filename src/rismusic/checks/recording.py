@@ -23,6 +23,7 @@ from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.model_error import can_err
+from rismusic.estimation.signal_model import clipped_share
 from rismusic.io import Recording, RecordingFile, open_recording
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
@@ -63,6 +64,11 @@ CHECKS: dict[str, tuple[float, str, str]] = {
         0.0,
         "scenes whose snapshots are all the same",
         "check that the snapshots were neither averaged nor copied",
+    ),
+    "snapshots_clipped": (
+        0.0,
+        "samples at the limit of the receiver (largest share in a scene)",
+        "lower its gain and record again; clipped samples are no linear function of the sources",
     ),
     "codes_repeated": (
         0.0,
@@ -315,6 +321,7 @@ class _Statistics:
             rank = int((values > _NEGLIGIBLE * values[..., :1]).sum(-1).min())
             self._rank = rank if self._rank is None else min(rank, self._rank)
         self._raise("snapshots_real", 1 - y.imag.abs().max() / y.abs().max())
+        self._raise("snapshots_clipped", clipped_share(y).max())
         if y.shape[-2] > 1:
             self._count["snapshots_repeated"] += int((y == y[..., :1, :]).flatten(1).all(dim=1).sum())
         if channel is not None:

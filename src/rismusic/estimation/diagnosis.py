@@ -67,7 +67,7 @@ from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
 from rismusic.estimation.relax import MIN_GAIN_NATS, beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
-from rismusic.estimation.signal_model import free_symbols_p_value, frequency_offset
+from rismusic.estimation.signal_model import clipped_share, free_symbols_p_value, frequency_offset
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -591,7 +591,7 @@ def _with_reasons(
     recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
 ) -> Estimate:
     """Add what the final estimate leaves doubtful."""
-    found: list[Finding] = []
+    found = list(_clipped(recording))
     positions, active = unpack(estimate.sources, recording)
     narrowband, count_unknown = recording.frequencies is None, isinstance(n_sources, str)
     if positions.shape[1] and recording.symbols == "independent":
@@ -621,6 +621,14 @@ def _with_reasons(
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return noted(estimate, found, sources=sources, panel_error=errors)
+
+
+def _clipped(recording: Recording) -> Iterator[Finding]:
+    """Scenes in which the receiver was driven to its limit."""
+    share = clipped_share(recording.snapshots)
+    for scene in share.nonzero()[:, 0].tolist():
+        text = f"{float(share[scene]):.1%} of the samples are at the largest value: the receiver clips"
+        yield scene, Reason(text)
 
 
 def _largest_number(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
