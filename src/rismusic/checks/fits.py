@@ -48,6 +48,7 @@ from rismusic.checks.conventions import (
     WrongConvention,
     applicable,
     best_change,
+    scaled_to,
 )
 from rismusic.estimation.classical import fit_known, fit_known_symbols
 from rismusic.estimation.grid import SearchGrid, Volume
@@ -248,6 +249,7 @@ class _Form:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
+        self._settings = scaled_to(SETTINGS, recording.panel)
         # L, or F L.
         snapshots = recording.snapshots[0, ..., 0].numel()
         self.size = snapshots * len(recording.elements) * _points(recording.panel)
@@ -256,16 +258,16 @@ class _Form:
         """Sources that a quick search estimates."""
         part = as_fitted(self.recording[scenes])
         if part.link.pilots is not None:
-            return fit_known_symbols(part, "auto", self._grid, SETTINGS)
+            return fit_known_symbols(part, "auto", self._grid, self._settings)
         most = most_sources(part, self._grid.volume)
-        count = torch.full((len(part),), min(int(SETTINGS.sources), most))
-        return fit_known(part, count.to(part.snapshots.device), self._grid, SETTINGS)
+        count = torch.full((len(part),), min(int(self._settings.sources), most))
+        return fit_known(part, count.to(part.snapshots.device), self._grid, self._settings)
 
     def refit(self, scenes: slice, start: Fit) -> Fit:
         """The fit that starts at the sources of another one."""
         part = as_fitted(self.recording[scenes])
         positions, active = unpack(start.sources, part)
-        end = refine(part, positions, active, self._grid.volume, criterion=SETTINGS.criterion)
+        end = refine(part, positions, active, self._grid.volume, criterion=self._settings.criterion)
         return complete_fit(part, end.positions, active, end.converged, self._grid.volume)
 
     def evidence(self, scenes: slice, fit: Fit) -> Float[Tensor, "S"]:
@@ -275,14 +277,16 @@ class _Form:
 
     @cached_property
     def _grid(self) -> SearchGrid:
-        return SearchGrid.cover(self.recording.panel, Volume.from_spec(SETTINGS), SETTINGS.oversampling)
+        volume = Volume.from_spec(self._settings)
+        return SearchGrid.cover(self.recording.panel, volume, self._settings.oversampling)
 
 
 def _points(panel: Panel) -> int:
     """Approximate size of the grid for this panel, without building it, which may need too much memory."""
-    volume, p = Volume.from_spec(SETTINGS), panel.elements
+    settings, p = scaled_to(SETTINGS, panel), panel.elements
+    volume = Volume.from_spec(settings)
     spread = torch.stack((p[:, 0], p[:, 1], p.square().sum(-1) / 2)).std(dim=1, correction=0)
     extent = p.new_tensor([high - low for low, high in zip(volume.lower, volume.upper, strict=True)])
     # Widths as in SearchGrid.cover, on the axis, where the focus is sharpest.
-    steps = extent * SETTINGS.oversampling * panel.wavenumber * spread * math.sqrt(12) / (2 * math.pi)
+    steps = extent * settings.oversampling * panel.wavenumber * spread * math.sqrt(12) / (2 * math.pi)
     return int(steps.clamp_min(1).prod())
