@@ -150,7 +150,9 @@ def _conditional_information(problem: _Problem, sources: Sources, which: list[in
     """Information on some coordinates, with the symbols as nuisance parameters."""
     if sources.symbols is None:
         raise InputError(
-            "symbols", "missing: the conditional bound needs the realised symbols of the sources"
+            "symbols",
+            "missing: the conditional bound needs the realised symbols of the sources; the unconditional one "
+            "needs their powers only",
         )
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
@@ -270,6 +272,11 @@ def recording_crb(
 
     Raises:
         InputError: the truth or the noise variance is missing.
+
+    Example:
+        >>> truth = Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5], power_db=[0, 0])
+        >>> mine = Recording.from_arrays(Y, P, 0.3, H, C, truth=truth, noise_variance=0.1)
+        >>> recording_crb(mine, "unconditional").std
     """
     recording, truth, noise = _with_truth(recording)
     if kind == "conditional":
@@ -290,7 +297,11 @@ def _with_truth(recording: Recording, field: str = "") -> tuple[Recording, Sourc
     """A stacked recording, its truth and its noise variance."""
     if recording.truth is None or recording.noise_variance is None:
         missing = "truth" if recording.truth is None else "noise_variance"
-        raise InputError(f"{field}{missing}", "missing: the bound needs the truth and the noise variance")
+        raise InputError(
+            f"{field}{missing}",
+            "missing: the bound needs the true sources, with symbols or powers, and the noise variance; "
+            "Recording.from_arrays takes both (truth, noise_variance)",
+        )
     made = recording.stacked()
     assert made.truth is not None
     assert made.noise_variance is not None

@@ -232,15 +232,9 @@ class Check(Command):
             facts.add_row(name, plain(value))
         console.print(facts)
         for finding in result.findings:
-            console.print(
-                Text.assemble(
-                    ("\nsuspicious:", "bold yellow"),
-                    f" {finding.name}: {finding.meaning}: {finding.value:.3g}"
-                    f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}.",
-                )
-            )
-            if finding.alike:
-                console.print(f"  Fits as well: {', '.join(finding.alike)}.")
+            text = Text(f"\n{finding}")
+            text.highlight_words(["suspicious:"], "bold yellow")
+            console.print(text)
         if not result.findings:
             console.print("\nNothing suspicious.")
 

@@ -313,7 +313,9 @@ def _measure(field: Field, description: Description, sizes: dict[str, int], *, m
             raise InputError(name, f"needs at least one {AXES[axis]}; got shape {list(description.shape)}")
         if axis == "F" and sizes.get("F", length) != length:
             raise InputError(
-                name, f"must have F = {sizes['F']} subcarriers, one for each of frequencies; got {length}"
+                name,
+                f"must have F = {sizes['F']} subcarriers, one for each of frequencies; got {length}. "
+                "The axes are [S, F, L, M], for one scene [F, L, M]",
             )
         sizes.setdefault(axis, length)
 
