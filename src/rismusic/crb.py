@@ -25,7 +25,7 @@ from torch import Tensor
 from rismusic.array import Panel, steering_with_log_derivatives
 from rismusic.batch import Batch
 from rismusic.devices import blocks
-from rismusic.errors import InputError
+from rismusic.errors import InputError, check_choice
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active
 from rismusic.io import Recording, check_pose
@@ -35,6 +35,7 @@ from rismusic.text import short_repr
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
+BoundKind = Literal["conditional", "unconditional"]
 
 # Fisher information of the positions from a block of scenes, G_l A with its derivatives [S, L, M, 4K], and
 # the mask of the active sources.
@@ -260,9 +261,7 @@ def _unconditional_information(
     return information
 
 
-def recording_crb(
-    recording: Recording, kind: Literal["conditional", "unconditional"] = "conditional"
-) -> Bound:
+def recording_crb(recording: Recording, kind: BoundKind = "conditional") -> Bound:
     """Bound of every scene of a recording with truth and noise variance.
 
     Args:
@@ -271,13 +270,14 @@ def recording_crb(
         kind: which bound.
 
     Raises:
-        InputError: the truth or the noise variance is missing.
+        InputError: the truth or the noise variance is missing, or there is no bound of this kind.
 
     Example:
         >>> truth = Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5], power_db=[0, 0])
         >>> mine = Recording.from_arrays(Y, P, 0.3, H, C, truth=truth, noise_variance=0.1)
         >>> recording_crb(mine, "unconditional").std
     """
+    check_choice("kind", kind, get_args(BoundKind))
     recording, truth, noise = _with_truth(recording)
     if kind == "conditional":
         return conditional_crb(recording.panel, recording.link, truth, noise)
@@ -339,9 +339,7 @@ class RoomBound:
         return self.std.norm(dim=-1)
 
 
-def room_crb(
-    recordings: Sequence[Recording], kind: Literal["conditional", "unconditional"] = "conditional"
-) -> RoomBound:
+def room_crb(recordings: Sequence[Recording], kind: BoundKind = "conditional") -> RoomBound:
     r"""Bound of the positions of sources that several panels of one room receive.
 
     Symbols, powers and noise of one panel say nothing about those of another, so that the equivalent Fisher
@@ -361,6 +359,7 @@ def room_crb(
     Raises:
         InputError: a pose, truth or noise variance is missing, or the recordings are of different sources.
     """
+    check_choice("kind", kind, get_args(BoundKind))
     check_same_room(recordings)
     total, position = None, None
     for number, recording in enumerate(recordings):

@@ -91,12 +91,15 @@ def match(truth: Sources, found: Sources | HasSources, *, gate_deg: float = 5.0)
         gate_deg: degrees.
 
     Raises:
-        InputError: another number of scenes in ``found`` than in ``truth``.
+        InputError: another number of scenes in ``found`` than in ``truth``, or no sources in it.
 
     Example:
         >>> score(match(recording.truth, locate(recording)), recording_crb(recording))
     """
-    found = found if isinstance(found, Sources) else found.sources
+    if not isinstance(found, Sources):
+        if not isinstance(found, HasSources):
+            raise InputError("found", f"must be an estimate or its sources; got {type(found).__name__}")
+        found = found.sources
     if len(truth.azimuth) != len(found.azimuth):
         raise InputError(
             "found", f"must have the {len(truth.azimuth)} scenes of the truth; got {len(found.azimuth)}"
@@ -168,7 +171,12 @@ def score(matched: Match, bound: Bound | None = None) -> Score:
     Args:
         matched: the result of :func:`match`.
         bound: bound of the same scenes, such as that of :func:`~rismusic.crb.recording_crb`.
+
+    Raises:
+        InputError: something else than a result of :func:`match`.
     """
+    if not isinstance(matched, Match):
+        raise InputError("matched", f"must be match(truth, estimate); got {type(matched).__name__}")
     hits, true, found = (int(n.sum()) for n in (matched.hit, matched.true_count, matched.found_count))
     over = [math.nan] * 3
     if bound is not None:

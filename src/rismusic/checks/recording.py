@@ -22,8 +22,7 @@ from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.model_error import can_err
-from rismusic.io import Recording, open_recording
-from rismusic.io.recording import validate
+from rismusic.io import Recording, check_recording, open_recording, validate
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
 
@@ -189,7 +188,8 @@ def check(recording: str | Path | Recording, *, fit: bool = True) -> CheckReport
     Example:
         >>> print(check(load_sample("ideal_10dB")))
     """
-    if isinstance(recording, Recording):
+    if not isinstance(recording, (str, Path)):
+        check_recording(recording)
         held = recording.to("cpu")
         validate(held)  # it may have been changed since it was made
         blocks = (held[start : start + _BLOCK] for start in range(0, len(held), _BLOCK))

@@ -296,11 +296,11 @@ class Calibrate(Command):
         from rismusic.estimation.noise import check_fit
         from rismusic.hybrid import BLOCK_SCENES
         from rismusic.io import read
-        from rismusic.panel_calibration import calibrate_panel, check_recording
+        from rismusic.panel_calibration import calibrate_panel, check_calibratable
 
         recording = read(self.file)
         with in_file(self.file):
-            check_recording(recording)
+            check_calibratable(recording)
         blocks = math.ceil(len(recording) / BLOCK_SCENES)
         is_builtin = ESTIMATORS.is_builtin(self.settings.method)
         workers = self.workers or default_division(blocks, usable_cores(), threaded=is_builtin)[0]
