@@ -55,7 +55,7 @@ SETTINGS = LocateSpec(
 
 # The least range of a small panel: the default one (0.5 m at a wavelength of 0.3 m) in wavelengths, but not
 # below this part of the aperture, since the points of a grid multiply with the inverse of the least range.
-_LEAST_RANGE_WAVELENGTHS, _LEAST_RANGE_APERTURES = 0.5 / 0.3, 0.25
+_LEAST_RANGE_WAVELENGTHS, _LEAST_RANGE_APERTURES = 0.5 / 0.3, 0.5
 
 
 def scaled_to(settings: LocateSpec, panel: Panel) -> LocateSpec:
