@@ -24,6 +24,7 @@ from rismusic.checks.fits import BlindFit
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import read
 from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
 SPEC = SystemSpec(
@@ -66,6 +67,15 @@ def test_near_sources_at_28_ghz():
     }
     for seed in range(4):
         assert named(small(snr_db=20.0, seed=seed, **system)) is None
+
+
+def test_sources_outside_the_quick_search():
+    """At its boundary another wave fits better, or configurations of one bit."""
+    system = {"panel": {"rows": 8, "columns": 8}, "channel": {"antennas": 16}, "codebook": {"snapshots": 12}}
+    for seed in range(3):
+        aside = Sources.from_degrees([75.0], [10.0 * seed - 10.0], [1.0 + 0.5 * seed])
+        made = simulate(scenes=2, sources=aside, snr_db=20.0, seed=seed, **system)
+        assert named(replace(made, truth=None, noise_variance=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -124,9 +134,9 @@ def test_size_of_the_search_is_foreseen():
         panel = Panel.uniform_planar(rows, columns, spacing_wavelengths=spacing, wavelength=wavelength)
         settings = scaled_to(blindfit.SETTINGS, panel)
         grid = SearchGrid.cover(panel, Volume.from_spec(settings), settings.oversampling)
-        assert 0.5 < blindfit._points(panel) / len(grid) < 4
+        assert 0.5 < blindfit._points(panel, settings) / len(grid) < 4
     huge = Panel.uniform_planar(64, 64, spacing_wavelengths=5.0)
-    assert blindfit._points(huge) > 1e8
+    assert blindfit._points(huge, blindfit.SETTINGS) > 1e8
 
 
 def change(name, family, blind=None):
