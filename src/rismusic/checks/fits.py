@@ -236,7 +236,7 @@ class BlindFit:
         gain, refit = 0.0, change.family in _SAME_SOURCES
         for start in range(0, self.scenes, step):
             scenes = slice(start, min(start + step, self.scenes))
-            gain += float(_gain(recorded, changed, scenes, recorded.fit(scenes), refit=refit).sum())
+            gain += float(_gain(_Fitted(recorded, scenes), changed, refit=refit).sum())
         return gain >= self.threshold
 
     def evidence(self) -> list[Evidence]:
@@ -247,11 +247,11 @@ class BlindFit:
         ]
 
     def _search(self, scenes: slice) -> None:
-        fit = self._recorded.fit(scenes)
-        self.scenes += len(fit.sources.azimuth)
+        recorded = _Fitted(self._recorded, scenes)
+        self.scenes += len(recorded.evidence)
         for change in list(self._open):
             refit = change.family in _SAME_SOURCES
-            gain = _gain(self._recorded, self._changed[change], scenes, fit, refit=refit)
+            gain = _gain(recorded, self._changed[change], refit=refit)
             self._ratio[change] += float(gain.sum())
             self._improved[change] += int((gain > 0).sum())
             self._scenes_used[change] += len(gain)
@@ -296,16 +296,25 @@ class _Form:
         return SearchGrid.cover(self.recording.panel, volume, self.settings.oversampling)
 
 
-def _gain(recorded: _Form, changed: _Form, scenes: slice, fit: Fit, *, refit: bool) -> Float[Tensor, "S"]:
-    """Log-evidence that a change gains over the recorded form, of which the ``fit`` is given.
+class _Fitted:
+    """The fit of some scenes under one form, and its log-evidence."""
+
+    def __init__(self, form: _Form, scenes: slice) -> None:
+        self.form, self.scenes = form, scenes
+        self.fit = form.fit(scenes)
+        self.evidence = form.evidence(scenes, self.fit)
+
+
+def _gain(recorded: _Fitted, changed: _Form, *, refit: bool) -> Float[Tensor, "S"]:
+    """Log-evidence that a change gains over the recorded form.
 
     With ``refit``, each fit is a start for the other form, so that the luck of a search is no evidence.
     """
-    other_fit = changed.fit(scenes)
-    one, other = recorded.evidence(scenes, fit), changed.evidence(scenes, other_fit)
+    scenes, fit = recorded.scenes, changed.fit(recorded.scenes)
+    one, other = recorded.evidence, changed.evidence(scenes, fit)
     if refit:
-        one = torch.maximum(one, recorded.evidence(scenes, recorded.refit(scenes, other_fit)))
-        other = torch.maximum(other, changed.evidence(scenes, changed.refit(scenes, fit)))
+        one = torch.maximum(one, recorded.form.evidence(scenes, recorded.form.refit(scenes, fit)))
+        other = torch.maximum(other, changed.evidence(scenes, changed.refit(scenes, recorded.fit)))
     return other - one
 
 
