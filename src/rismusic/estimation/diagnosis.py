@@ -532,7 +532,7 @@ def _diffuse_sentence(diffuse: float, count: int) -> Reason:
     return Reason(text, "noise_through_panel")
 
 
-def _wide(recording: Recording, spec: LocateSpec) -> LocateSpec:
+def wide_settings(recording: Recording, spec: LocateSpec) -> LocateSpec:
     """The settings with all directions that the array can tell apart: a half-space if it is planar."""
     wide = spec.replace(
         azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg) if recording.panel.is_planar else 180.0,
@@ -549,7 +549,7 @@ def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
     at_boundary = Volume.from_spec(spec).at_boundary(unpack(estimate.sources, recording)[0])
     some = (at_boundary & estimate.sources.active[..., None]).flatten(1).any(1).nonzero()[:, 0]
     if len(some):
-        wide = Volume.from_spec(_wide(recording, spec))
+        wide = Volume.from_spec(wide_settings(recording, spec))
         part, start = recording[some], estimate[some].sources
         fit = nfmle(part, start, wide, criterion=spec.criterion)
         gain[some] = estimate.neg_log_likelihood[some] - fit.neg_log_likelihood
@@ -560,7 +560,7 @@ def _with_wide_search(
     recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
 ) -> tuple[Estimate, Int64[Tensor, "B"]]:
     """Take sources outside the search volume where they explain the data better, and return these scenes."""
-    wide = _wide(recording, spec).replace(method="relax", oversampling=_COARSE)
+    wide = wide_settings(recording, spec).replace(method="relax", oversampling=_COARSE)
     other = ClassicalEstimator(wide)(recording, "auto")
     gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
     take = (gain > 0).nonzero()[:, 0]
@@ -783,7 +783,7 @@ def _grating_lobes(recording: Recording, estimate: Estimate, spec: LocateSpec) -
     inside = u_x.square() + u_y.square() < 0.99
     u_x, u_y = u_x[inside], u_y[inside]
     azimuth, elevation, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
-    wide = Volume.from_spec(_wide(recording, spec))
+    wide = Volume.from_spec(wide_settings(recording, spec))
     at, active = unpack(estimate.sources, recording)
     own_x, own_y, _ = direction(at[..., 0], at[..., 1])
     for source in range(at.shape[1]):
@@ -912,7 +912,7 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     if len(some) == 0:
         return []
     # Sources may lie outside the search volume.
-    part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
+    part, volume = recording[some], Volume.from_spec(wide_settings(recording, spec))
     positions, active = unpack(estimate[some].sources, part)
     fit = partial(refine, volume=volume, criterion=spec.criterion)
     # What the first scenes speak against, the others do not save.

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from rismusic.array import direction, to_db
 from rismusic.batch import Batch, concatenate
 from rismusic.crb import POSITION, unconditional_crb
-from rismusic.errors import InputError, refuse_old_names
+from rismusic.errors import InputError, check_choice, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_covariance_at, unpack
@@ -159,7 +159,7 @@ class Estimate(Batch):
             converged: where the estimator converged; everywhere if none.
 
         Raises:
-            InputError: another number of scenes, or positions that are not finite.
+            InputError: another number of scenes, positions that are not finite, or an unknown criterion.
         """
         recording = recording.stacked()
         spec = spec or LocateSpec()
@@ -406,6 +406,7 @@ def log_likelihood(
     Raises:
         InputError: another number of scenes, or positions that are not finite.
     """
+    check_choice("criterion", criterion, ("conditional", "unconditional"))
     recording = recording.stacked()
     fit = fit_at(recording, sources, None)
     if criterion == "unconditional":
