@@ -132,6 +132,7 @@ def test_a_panel_that_errs_makes_no_sources_of_correlated_symbols():
 
 def test_a_panel_that_errs_makes_no_sources_of_subcarriers():
     wideband = {"wideband": {"subcarriers": 8, "bandwidth_hz": 20e6}, "codebook": {"snapshots": 4}}
+    wideband["panel"] = {"rows": 8, "columns": 8}
     made = simulate(scenes=2, sources=2, snr_db=20, hardware={"dead_fraction": 0.06}, seed=3, **wideband)
     trusted, found = (
         locate(blind(made), method="omp", sources_max=3, panel_error=error) for error in (0.0, "auto")

@@ -31,7 +31,7 @@ def test_subcarriers_stored_as_snapshots() -> None:
     assert wideband is not None
     bandwidth = float(wideband.frequencies[-1] / wideband.frequencies[0]) - 1
     assert bandwidth == pytest.approx(0.008 * 63 / 64, rel=0.05)
-    found = locate(wideband, method="omp", sources_max=2)
+    found = locate(wideband, method="omp")
     assert found.n_sources.tolist() == [1]
     assert float(found.azimuth_deg[0, 0]) == pytest.approx(45, abs=0.02)
     assert float(found.elevation_deg[0, 0]) == pytest.approx(0, abs=0.02)
