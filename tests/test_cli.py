@@ -110,8 +110,7 @@ def test_existing_files_are_kept(tmp_path, capsys):
 
 
 def test_check_as_a_table_and_as_json(samples, capsys, tmp_path):
-    write(tmp_path / "few.h5", read(samples / "ideal_10dB.h5")[:4])
-    assert run("check", tmp_path / "few.h5", "--plot", tmp_path / "scene.png", "--scene", 2) == 0
+    assert run("check", samples / "ideal_10dB.h5", "--plot", tmp_path / "scene.png", "--scene", 2) == 0
     said = capsys.readouterr()
     assert "Nothing suspicious." in said.out
     assert "Fraunhofer distance" in said.out

@@ -99,14 +99,11 @@ def test_locate_uses_it(recording, calibration):
 def test_a_panel_that_has_changed_since_is_doubted(calibration):
     changed = SETTINGS | {"seed": 5}  # another panel
     estimate = locate(
-        simulate(scenes=8, split="validation", **changed),
-        method="omp",
-        calibration=calibration,
-        sources_max=3,
+        simulate(scenes=8, split="validation", **changed), method="omp", calibration=calibration
     )
     assert estimate.status == ["doubtful"] * 8
     made = simulate(scenes=8, split="validation", **SETTINGS)
-    same = locate(made, method="omp", calibration=calibration, sources_max=3)
+    same = locate(made, method="omp", calibration=calibration)
     assert same.status.count("ok") >= 7
     # The error that the calibration leaves is no noise of the receiver.
     torch.testing.assert_close(same.noise_variance, made.noise_variance.double())
@@ -290,8 +287,7 @@ def test_command(recording, response, tmp_path, capsys):
     assert "remaining error" in capsys.readouterr().err
     assert _error(PanelCalibration.load(tmp_path / "panel.h5").response, response) < 0.03
     assert (tmp_path / "panel.png").stat().st_size > 5000
-    write(tmp_path / "two.h5", recording[:2])
-    located = ["locate", str(tmp_path / "two.h5"), "--calibration", str(tmp_path / "panel.h5")]
+    located = ["locate", str(tmp_path / "all.h5"), "--calibration", str(tmp_path / "panel.h5")]
     assert main([*located, "--method", "omp", "--sources", "2", "-o", str(tmp_path / "out.csv")]) == 0
     for text, sentence in (
         ("scene,azimuth_deg\n", "has no column elevation_deg"),
