@@ -194,19 +194,19 @@ def test_pilots_are_searched_from_each_source_first():
 def test_symbols_that_are_not_as_recorded_are_named():
     """Pilots that were conjugated, and symbols that are new in every snapshot taken for constant ones."""
 
-    def named(recording):
-        return [any("free symbols" in one for one in reasons) for reasons in locate(recording).reasons]
+    def named(found):
+        return [any("free symbols" in one for one in reasons) for reasons in found.reasons]
 
     pilots = simulate(scenes=3, sources=2, snr_db=10, seed=4, scene={"symbols": "pilots"})
     pilots = replace(pilots, noise_variance=None)
-    assert not any(named(pilots))
-    assert all(named(replace(pilots, pilots=pilots.pilots.conj())))
+    assert not any(named(locate(pilots)))
+    assert all(named(locate(replace(pilots, pilots=pilots.pilots.conj()))))
     constant = simulate(scenes=3, sources=2, snr_db=10, seed=4, scene={"symbols": "constant"})
-    assert not any(named(replace(constant, noise_variance=None)))
+    assert not any(named(locate(replace(constant, noise_variance=None))))
     free = replace(simulate(scenes=3, sources=2, snr_db=10, seed=4), noise_variance=None, symbols="constant")
     located = locate(free)
     explained = [float(error) > 0 for error in located.panel_error]
-    assert all(a or b for a, b in zip(named(free), explained, strict=True))
+    assert all(a or b for a, b in zip(named(located), explained, strict=True))
     assert all(status != "ok" for status in located.status)
 
 
