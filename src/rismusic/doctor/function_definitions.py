@@ -20,11 +20,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.func import functional_call
 
+from rismusic.crb import recording_crb
 from rismusic.doctor import references as ref
 from rismusic.doctor.hypotheses import given, setting, step
 from rismusic.doctor.state import names
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.spectra import music, rap_music_sources
+from rismusic.metrics import match, score
+from rismusic.nn import validation
 from rismusic.nn.data import channel_dropout
+from rismusic.nn.losses import Targets
+from rismusic.nn.validation import covariance_statistics
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.sources import Sources
 from rismusic.spec import limits
@@ -38,6 +44,8 @@ _LEAST_NOISE, _LEAST_SIGNAL = 1e-5, 0.1
 _IDENTITY = 0.25
 # Forms of the losses: Huber scales, width of the heat map (grid steps), label smoothing, largest eigengap.
 _ANGLE_DEG, _LOG_RANGE, _WIDTH, _SMOOTHING, _MARGIN = 5.0, 0.3, 0.6, 0.05, 0.1
+# Standard errors that a statistic of random numbers may reach.
+_ERRORS = 6.0
 # Iterations of the estimate of the noise variance, candidates of the first draw of positions.
 _NOISE_STEPS, _CANDIDATES = 30, 8
 
@@ -156,6 +164,63 @@ def _grid(self: Any) -> Any:
     found = {"azimuth": torch.atan2(u_x, up), "elevation": u_y.asin(), "range": 1 / q}
     parts = {name: (getattr(self, name)[inside], value[inside]) for name, value in found.items()}
     return {"inside": inside.double(), **parts}
+
+
+def _at_places(grid: SearchGrid, values: Tensor, found: Tensor, right: Tensor) -> Any:
+    """Cells of the chosen points; of points of one height, any."""
+    _, Y, Z = grid.shape
+    maps, found = values.cpu().reshape(len(right), -1), found.cpu().reshape(len(right), -1)
+    if found.shape != right.shape:
+        return {"number of points": (torch.tensor(found.shape[1]), torch.tensor(right.shape[1]))}
+    inside = grid.inside.cpu()
+    same = (maps.gather(1, found) == maps.gather(1, right)) & inside[found]
+    cells = [torch.stack((i // (Y * Z), i // Z % Y, i % Z), -1).double() for i in (found, right)]
+    cells[1][same] = cells[0][same]
+    return {"cells (u_x, u_y, 1 / r) of the points": (cells[0], cells[1])}
+
+
+_APART = "the least distance of two peaks (beam widths)"
+
+
+@_of("estimation.grid:_chosen")
+def _chosen(box: Tensor, grid: Any, count: int, separation: float, result: Any) -> Any:
+    maps = given("the map", box.flatten(1).double().cpu())
+    right = ref.peaks(grid, maps, count, setting(_APART, separation))
+    return _at_places(grid, box, result[0], right)
+
+
+@_of("estimation.grid:highest_points")
+def _highest_points(values: Tensor, grid: Any, count: int, result: Tensor) -> Any:
+    maps = given("the map", values.reshape(-1, values.shape[-1]).double().cpu())
+    return _at_places(grid, values, result, ref.peaks(grid, maps, count, setting(_APART, 0.5)))
+
+
+# Sources.
+
+
+@_of("sources:Sources.steering")
+def _steering_of_sources(self: Sources, panel: Any) -> Any:
+    if not _plain(panel) or self.azimuth.ndim != 2:
+        return None
+    return ref.true_steering(
+        self, panel.elements.double().cpu(), panel.wavelength, uniform=panel.wave == "uniform"
+    )
+
+
+_of("sources:Sources.active")(lambda self: self.azimuth == self.azimuth)
+
+
+@_of("sources:Sources.filled")
+def _filled(self: Sources) -> Any:
+    return tuple(
+        one.nan_to_num(nan=free)
+        for one, free in ((self.azimuth, 0.0), (self.elevation, 0.0), (self.range, 1.0))
+    )
+
+
+@_of("sources:Sources.position")
+def _position(self: Sources) -> Tensor:
+    return torch.stack([u * self.range for u in _direction(self.azimuth, self.elevation)], -1)
 
 
 # Covariances.
@@ -679,6 +744,27 @@ def _initial(self: Any, result: Any) -> Any:
 _log = _of("nn.network:_log")(lambda value: value.clamp_min(1e-30).log().clamp(-8, 8))
 
 
+@_of("nn.network:Network._reset")
+def _initial_weights(self: Any) -> Any:
+    """Standard deviations over 1 / sqrt(inputs): 1, in output layers 0.1; biases 0 and scales of norms 1."""
+    found: dict[str, Any] = {}
+    for name, weight in self.named_parameters():
+        value = weight.detach().double().cpu()
+        if weight.ndim == 1:
+            usual = float("norm" in name.split(".")[-2] and name.endswith("weight"))
+            found[f"initial {name}"] = (value, torch.full_like(value, usual))
+            continue
+        output = name.startswith("details.") or ".write." in name or name == "count.2.weight"
+        size, usual = float((value.square().mean() * value[0].numel()).sqrt()), 0.1 if output else 1.0
+        # Of n numbers, the standard deviation is known to 1 / sqrt(2 n) of itself.
+        known = abs(size / usual - 1) < _ERRORS / math.sqrt(2 * value.numel())
+        found[f"standard deviation of the initial {name} times the root of its inputs"] = (
+            size,
+            size if known else usual,
+        )
+    return found
+
+
 @_of("nn.network:_dropout")
 def _dropped(branch: Tensor, mask: Tensor | None, row: int) -> Tensor:
     return branch if mask is None else branch * mask[:, row, :, None]
@@ -954,7 +1040,173 @@ def _simulated(self: Any, scenes: Tensor, result: Any) -> Any:
     return pairs | {n: (getattr(result, n), value) for n, value in parts.items() if value is not None}
 
 
-# The learner, and scores.
+# Validation and scores.
+
+
+@_of("metrics:match")
+def _matching(truth: Sources, found: Sources, gate_deg: float, result: Any) -> Any:
+    """As many hits as possible, and of these the least total distance."""
+    gate = setting("the gate (rad)", math.radians(gate_deg))
+    own = [torch.stack((one.azimuth, one.elevation, one.range), -1).double().cpu() for one in (truth, found)]
+    partner = torch.full(own[0].shape[:2], -1)
+    for s, (X, Y) in enumerate(zip(*own, strict=True)):
+        off = (X[:, None, :2] - Y[:, :2]).nan_to_num(nan=9.0)
+        off = torch.stack((_wrapped(off[..., 0]), off[..., 1]), -1)
+        hit = (off.abs() <= gate).all(-1)
+        gain = torch.where(hit, 1e3 - off.square().sum(-1).sqrt(), 0)
+        for i, j in zip(*linear_sum_assignment(gain.numpy(), maximize=True), strict=True):
+            if hit[i, j]:
+                partner[s, i] = int(j)
+    error = torch.full_like(own[0], math.nan)
+    s, i = (partner >= 0).nonzero().T
+    there, true = own[1][s, partner[s, i]], own[0][s, i]
+    error[s, i] = there - true
+    error[..., 0] = _wrapped(error[..., 0])
+    inverse = torch.full_like(error[..., 0], math.nan)
+    inverse[s, i] = 1 / there[:, 2] - 1 / true[:, 2]
+    counts = [(~one[..., 0].isnan()).sum(-1) for one in own]
+    parts = {"hit": partner >= 0, "partner": partner, "error": error, "inverse_range_error": inverse}
+    parts |= {"true_count": counts[0], "found_count": counts[1], "gospa": _gospa(truth, found, 2.0)}
+    return {name: (getattr(result, name), value) for name, value in parts.items()}
+
+
+@_of("metrics:gospa")
+def _gospa(truth: Any, found: Any, cutoff_m: float) -> Any:
+    values = []
+    u = [torch.stack(_direction(one.azimuth, one.elevation), -1) for one in (truth, found)]
+    places = (one * some.range[..., None] for one, some in zip(u, (truth, found), strict=True))
+    for X, Y in zip(*places, strict=True):
+        X, Y = X[X.isfinite().all(-1)], Y[Y.isfinite().all(-1)]
+        cost = (X[:, None] - Y).square().sum(-1).clamp_max(cutoff_m**2).numpy()
+        least = cost[linear_sum_assignment(cost)].sum() if cost.size else 0.0
+        values.append(math.sqrt(least + cutoff_m**2 / 2 * abs(len(X) - len(Y))))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@_of("metrics:score")
+def _score(matched: Any, bound: Any) -> Any:
+    hits, true, found = (float(one.sum()) for one in (matched.hit, matched.true_count, matched.found_count))
+    off = torch.cat((matched.error, matched.inverse_range_error[..., None]), -1).abs().flatten(0, 1)
+    least = torch.full_like(off, math.nan)
+    if bound is not None:
+        own = torch.cat((bound.std, bound.inverse_range_std[..., None]), -1)
+        least = own.double().cpu().flatten(0, 1)
+
+    def median(values: Tensor) -> list[float]:
+        known = [one[~one.isnan()].sort().values for one in values.T]
+        return [float(one[(len(one) - 1) // 2]) if len(one) else math.nan for one in known]
+
+    away, over = (
+        median(off),
+        median(off / (least * math.sqrt(2) * float(torch.erfinv(torch.tensor(0.5).double())))),
+    )
+    return {
+        "scenes": len(matched.hit),
+        "misses": 1 - hits / true if true else 0.0,
+        "recall": hits / true if true else 1.0,
+        "false_alarms": 1 - hits / found if found else 0.0,
+        "precision": hits / found if found else 1.0,
+        "f1": hits / ((true + found) / 2) if true + found else 1.0,
+        "count_right": sum((matched.true_count == matched.found_count).tolist()) / len(matched.hit),
+        "gospa_m": float(matched.gospa.sum()) / len(matched.hit),
+        "azimuth_error_deg": 180 / math.pi * away[0],
+        "elevation_error_deg": 180 / math.pi * away[1],
+        "range_error_m": away[2],
+        **dict(zip(("azimuth_over_bound", "elevation_over_bound"), over[:2], strict=True)),
+        "inverse_range_over_bound": over[3],
+    }
+
+
+@_of("estimation.spectra:rap_music_sources")
+def _located(spectrum: Any, grid: Any, count: Tensor, result: Any) -> Any:
+    """The number of sources, and whether the first one is where the spectrum is highest."""
+    found = result[0]
+    number = (~found.azimuth.isnan()).sum(-1)
+    pairs = {"number of sources": (number.double(), count)}
+    if _plain(grid.panel):
+        V, here = spectrum.vectors.to(torch.complex128).cpu(), number.cpu() > 0
+        at = [getattr(found, n)[:, :1].cpu().nan_to_num(nan=1.0) for n in ("azimuth", "elevation", "range")]
+        points = [getattr(grid, n).cpu()[grid.inside.cpu()] for n in ("azimuth", "elevation", "range")]
+        own, best = (
+            (V.mH @ _steering(grid.panel, *p)).abs().square().sum(-2).amax(-1)[here] for p in (at, points)
+        )
+        pairs["largest value of the spectrum"] = (torch.minimum(own, best), best)
+    return pairs
+
+
+@_of("nn.validation:_score")
+def _scored(learner: Any, scenes: Any, beta: float, result: Any) -> Any:
+    """Of the sources that the search finds with R_blend, and with R_pred, in the most probable number."""
+    scored, entered = scenes.scored()
+    prediction, targets = learner.predict(entered), Targets.of(entered, learner.grid)
+    number = prediction.count_logits.sort(-1).indices[:, -1]
+    blended = prediction.blended(targets.sample, targets.conditioning, beta)
+    found: dict[str, Any] = {}
+    for name, R in (("blend", blended), ("predicted", prediction.covariance)):
+        estimate, _ = rap_music_sources(music(R, number.clamp_min(1)), learner.grid, number)
+        right = vars(score(match(scored.truth, estimate), recording_crb(scored)))
+        found |= {f"{one} of {name}": (getattr(result[0][name], one), value) for one, value in right.items()}
+    statistics = covariance_statistics(prediction.covariance, blended, targets, number)
+    return found | {name: (result[1][name], value) for name, value in statistics.items()}
+
+
+@_of("nn.validation:validate")
+def _validated(learner: Any, scenes: Any, result: Any) -> Any:
+    spec = learner.spec
+    planned = ref.planned_weights(spec.loss, spec.schedule, spec.schedule.epochs - 1, spec.schedule.beta)
+    found: dict[str, Any] = {}
+    totals: list[float] = []
+    terms: dict[str, float] = {}
+    numbers = [len(recording) for recording in scenes.validation()]
+    for recording, number in zip(scenes.validation(), numbers, strict=True):
+        prediction = learner.predict(recording)
+        losses = learner.prediction_losses(prediction, recording, spec.schedule.beta, planned)
+        totals.append(sum(planned[name] * float(value) for name, value in losses.terms.items()))
+        for name, value in {**losses.terms, "loss": totals[-1]}.items():
+            terms[name] = terms.get(name, 0.0) + float(value) * number / sum(numbers)
+    for name, value in terms.items():
+        found[name] = (result.loss if name == "loss" else result.terms[name], value)
+    found["loss of the first batch"] = (result.first_batch, totals[0])
+    scores, statistics = vars(validation)["_score"](learner, scenes, spec.schedule.beta)
+    for name, one in scores.items():
+        own = vars(result.scores[name])
+        found |= {f"{part} of {name}": (own[part], value) for part, value in vars(one).items()}
+    return found | {name: (result.covariance[name], value) for name, value in statistics.items()}
+
+
+@_of("nn.validation:covariance_statistics")
+def _statistics(predicted: Any, blended: Any, targets: Any, count: Tensor) -> Any:
+    R, own, true = ref.dense(predicted), ref.dense(blended), (~targets.truth.azimuth.isnan()).double().sum(-1)
+    T = ref.dense(targets.true)
+    loaded = _conditioned(
+        T,
+        replace(targets.conditioning, **{n: v.double().cpu() for n, v in vars(targets.conditioning).items()}),
+    )
+    spread = [math.sqrt(float((n.double() - n.double().mean()).square().mean())) for n in (count, true)]
+    return {
+        "rank_predicted": float(_rank(predicted).double().mean()),
+        "rank_blend": float(_rank(blended).double().mean()),
+        "error_predicted": float(_covariance_error(R, T).mean()),
+        "error_blend": float(_covariance_error(own, loaded).mean()),
+        "variety": _variety(predicted) / max(_variety(targets.true), 1e-6),
+        "sources": float(true.mean()),
+        "count_variety": spread[0] / spread[1] if spread[1] else 1.0,
+    }
+
+
+@_of("nn.validation:rank")
+def _rank(covariance: Any) -> Tensor:
+    s = torch.linalg.svdvals(covariance.factor.to(torch.complex128).cpu()).square()
+    return (s > 1e-6 * s.amax(-1, keepdim=True)).sum(-1)
+
+
+@_of("nn.validation:variety")
+def _variety(covariance: Any) -> float:
+    R = ref.unit_trace(ref.dense(covariance))
+    return float(1 - _energy(R.mean(0)) / _energy(R).mean())
+
+
+# The learner.
 
 
 @_of("nn.learner:Learner.predict")
@@ -1016,25 +1268,6 @@ def _groups(network: Any, spec: Any, result: list[dict[str, Any]]) -> Any:
             found[f"highest learning rate of {name}"] = (float(group["highest"]), rate)
             found[f"weight decay of {name}"] = (float(group["weight_decay"]), decay)
     return found
-
-
-@_of("metrics:gospa")
-def _gospa(truth: Any, found: Any, cutoff_m: float) -> Any:
-    values = []
-    u = [torch.stack(_direction(one.azimuth, one.elevation), -1) for one in (truth, found)]
-    places = (one * some.range[..., None] for one, some in zip(u, (truth, found), strict=True))
-    for X, Y in zip(*places, strict=True):
-        X, Y = X[X.isfinite().all(-1)], Y[Y.isfinite().all(-1)]
-        cost = (X[:, None] - Y).square().sum(-1).clamp_max(cutoff_m**2).numpy()
-        least = cost[linear_sum_assignment(cost)].sum() if cost.size else 0.0
-        values.append(math.sqrt(least + cutoff_m**2 / 2 * abs(len(X) - len(Y))))
-    return torch.tensor(values, dtype=torch.float64)
-
-
-@_of("nn.validation:variety")
-def _variety(covariance: Tensor) -> float:
-    R = ref.unit_trace(covariance)
-    return float(1 - _energy(R.mean(0)) / _energy(R).mean())
 
 
 @_of("nn.learner:Learner.__init__")

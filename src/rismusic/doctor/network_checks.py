@@ -25,7 +25,6 @@ from rismusic.doctor.layers import layer_record
 from rismusic.doctor.loss_checks import every_weight, gradients_by, total_of
 from rismusic.doctor.report import Findings, listed, report_of, same
 from rismusic.doctor.state import weights_of
-from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Targets
@@ -570,7 +569,7 @@ def _sources(
     logits = given("that of the last stage", maps[0]) if others else maps[0]
     _, Y, Z = grid.shape
     S, K = len(features), network.spec.sources_max
-    index = highest_points(logits.float().to(grid.inside.device), grid, K).cpu()
+    index = ref.peaks(grid, logits.float(), K)
     x, y, z = index // (Y * Z), index // Z % Y, index % Z
     height = logits.log_softmax(-1).gather(1, index)
     weight = w["details.weight"].reshape(6, Z, -1)
