@@ -11,7 +11,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
 from types import CodeType, FrameType
@@ -34,7 +34,6 @@ from rismusic.io import Recording
 from rismusic.nn import network, validation
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.validation import validate
-from rismusic.sources import Sources
 
 # Scenes of a batch, dropout in the step, largest relative distance, and that of what is only handed on.
 _BATCH, _DROPOUT, _SAME, _EXACT = 4, 0.25, 5e-4, 1e-6
@@ -211,9 +210,10 @@ def trial_peaks(grid: SearchGrid) -> None:
     vars(network)["highest_points"](maps, finer, _BATCH)
 
 
-def trial_scores(truth: Sources) -> None:
+def trial_scores(recording: Recording) -> None:
     """Scores of made-up estimates: sources are missing, surplus, far away, exact, or none at all."""
-    functions, truth = vars(validation), replace(truth, power=None, symbols=None)
+    assert recording.truth is not None
+    functions, truth = vars(validation), replace(recording.truth, power=None, symbols=None)
     found = truth.each(lambda value: torch.cat((value, value), -1).double())
     scene, slot = (torch.arange(n) for n in found.azimuth.shape)
     turn = torch.remainder(0.37 * (1 + 2 * slot + 5 * scene[:, None]), 1)
@@ -231,7 +231,7 @@ def _record(case: Case, functions: Mapping[str, Any]) -> list[_Call]:
         batch=batch,
         accumulation=2,
         scenes_per_epoch=8 * batch,
-        validation_scenes=2 * batch,
+        validation_scenes=2 * batch + 1,
         scored_scenes=_SCORED,
     )
     codes = {one.__code__: name for name, one in functions.items() if hasattr(one, "__code__")}
@@ -248,7 +248,7 @@ def _record(case: Case, functions: Mapping[str, Any]) -> list[_Call]:
         for turn in range(_TURNS):
             trainer.scenes.noise_hidden(*divmod(turn, spec.steps_per_epoch))
         trial_peaks(learner.grid)
-        trial_scores(trainer.scenes.scored()[0].truth)
+        trial_scores(trainer.scenes.scored()[0])
         own = learner.predict
         for seed in range(2):
             vars(learner)["predict"] = lambda recording, seed=seed: ref.random_prediction(
@@ -291,10 +291,20 @@ def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call
     cases = sorted(cases, key=lambda one: -_distance(*one[1]))[:_CASES]
     cause, value, (found, right) = "", "", cases[0][1]
     if found.numel() > 1 or cases[0][0].pairs is None:
-        define: Callable[[_Call], Tensor] = lambda call: _pairs(call, part)[part][1].nan_to_num()  # noqa: E731
+
+        def define(call: _Call, part: str) -> Tensor:
+            return _pairs(call, part)[part][1].nan_to_num()
+
         shown = [one.nan_to_num() for _, (one, _) in cases]
+        own = {id(call): values for call, values in pairs}
+        others = [
+            (one.nan_to_num(), partial(define, call, name))
+            for call, _ in cases
+            for name, (one, two) in own[id(call)].items()
+            if name != part and one.shape == two.shape and one.numel() <= _SEARCHED
+        ]
         if all(one.numel() <= _SEARCHED for one in shown):
-            cause = explanation(shown, [partial(define, call) for call, _ in cases])
+            cause = explanation(shown, [partial(define, call, part) for call, _ in cases], others=others)
     earlier = [
         own[part] for call, own in pairs[: [one for one, _ in pairs].index(cases[0][0])] if part in own
     ]

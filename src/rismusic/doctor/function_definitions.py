@@ -46,6 +46,10 @@ _IDENTITY = 0.25
 _ANGLE_DEG, _LOG_RANGE, _WIDTH, _SMOOTHING, _MARGIN = 5.0, 0.3, 0.6, 0.05, 0.1
 # Standard errors that a statistic of random numbers may reach.
 _ERRORS = 6.0
+# Share of the energy of the grid's steering vectors that their basis may leave out.
+_LEFT_OUT = 2.5e-3
+# Step of numerical derivatives.
+_STEP = 1e-5
 # Iterations of the estimate of the noise variance, candidates of the first draw of positions.
 _NOISE_STEPS, _CANDIDATES = 30, 8
 
@@ -90,6 +94,20 @@ def _steering(panel: Any, azimuth: Tensor, elevation: Tensor, range: Tensor) -> 
         return None
     elements, uniform = panel.elements.double().cpu(), panel.wave == "uniform"
     return ref.steering_vectors(elements, panel.wavelength, azimuth, elevation, range, uniform=uniform)
+
+
+@_of("array:steering_with_log_derivatives")
+def _log_derivatives(panel: Any, azimuth: Tensor, elevation: Tensor, range: Tensor) -> Any:
+    """Numerical derivatives, by 1 / range for the range."""
+    position = (azimuth, elevation, 1 / range)
+    A, slopes = _steering(panel, azimuth, elevation, range), []
+    if A is None:
+        return None
+    for n in (0, 1, 2):
+        moved = [[one + turn * (m == n) for m, one in enumerate(position)] for turn in (_STEP, -_STEP)]
+        ends = [_steering(panel, x, y, 1 / q) for x, y, q in moved]
+        slopes.append((ends[0] - ends[1]) / (2 * _STEP * A))
+    return A, torch.stack(slopes, -1)
 
 
 @_of("array:_Rays.__init__")
@@ -256,6 +274,25 @@ def _conditioned(covariance: Tensor, conditioning: Any) -> Tensor:
 def _blend(predicted: Tensor, sample: Tensor, beta: Any) -> Tensor:
     b = beta[..., None, None] if isinstance(beta, Tensor) else setting("beta", beta)
     return (1 - b) * ref.unit_trace(predicted) + b * ref.unit_trace(sample)
+
+
+def _in_double(own: Any) -> Any:
+    return replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
+
+
+@_of("covariance:BackProjection.covariance")
+def _of_fields(self: Any) -> Tensor:
+    return torch.einsum("sln,slm->snm", self.field, self.field.conj()) / self.field.shape[1]
+
+
+@_of("covariance:Covariance.eigen")
+def _eigen(self: Tensor, count: int, result: Any) -> Any:
+    values, U = (one.cpu() for one in result)
+    U, falling = U.to(self.dtype), torch.linalg.eigvalsh(self).flip(-1)[..., :count]
+    return {
+        "eigenvalues": (values, falling),
+        "R U and U times the eigenvalues": (self @ U, U * falling[..., None, :]),
+    }
 
 
 @_of("covariance:Covariance.inverse_root")
@@ -575,14 +612,18 @@ def _target_loaded(R: Tensor, conditioning: Any) -> Tensor:
     return _conditioned(R, conditioning)
 
 
+_of("nn.losses:Targets.conditioned")(
+    lambda self: _target_loaded(ref.dense(self.true), _in_double(self.conditioning))
+)
+
+
 def loss_terms(
     prediction: Any, targets: Any, beta: float, weights: Mapping[str, float]
 ) -> dict[str, Callable[[], Tensor]]:
     """Every loss of a prediction by its definition; the assignment of heads depends on the weights."""
     around = targets.around().to(torch.complex128).cpu()
     number = (~targets.truth.azimuth.isnan()).sum(-1).cpu()
-    own = targets.conditioning
-    conditioning = replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
+    conditioning = _in_double(targets.conditioning)
 
     a, b = (v.to(torch.complex128).cpu() for v in (prediction.angle_factor, prediction.range_factor))
 
@@ -744,6 +785,45 @@ def _initial(self: Any, result: Any) -> Any:
 _log = _of("nn.network:_log")(lambda value: value.clamp_min(1e-30).log().clamp(-8, 8))
 
 
+def _of_factors(prediction: Any) -> Tensor:
+    factors = (
+        getattr(prediction, f"{name}_factor").to(torch.complex128).cpu() for name in ("angle", "range")
+    )
+    return ref.unit_trace(_predicted(*factors))
+
+
+_of("nn.network:Prediction.covariance")(lambda self: _of_factors(self))
+
+
+@_of("nn.network:Prediction.blended")
+def _blended(self: Any, sample: Any, conditioning: Any, beta: Any) -> Tensor:
+    return _blend_loaded(_blend(_of_factors(self), ref.dense(sample), beta), _in_double(conditioning))
+
+
+@_of("nn.network:Network.__init__")
+def _network(self: Any, grid: Any) -> Any:
+    X, Y, Z = grid.shape
+    x, y = (2 * torch.arange(n).double() / max(n - 1, 1) - 1 for n in (X, Y))
+    reached = grid.inside.cpu().view(X, Y, Z).sum(-1) > 0
+    place = torch.stack((x[:, None].expand(X, Y), y.expand(X, Y), reached.double()))
+    return {"coordinates and inside of the cells": (self.place, place)}
+
+
+@_of("nn.statistics:GridStatistics.__init__")
+def _grid_statistics(self: Any, grid: Any) -> Any:
+    """The basis is orthonormal, up to columns of 0, and spans the steering vectors of the grid."""
+    B, here = self.basis.to(torch.complex128).cpu(), grid.inside.cpu()
+    gram = B.mH @ B
+    a = _steering(grid.panel, *(getattr(grid, n).cpu()[here] for n in ("azimuth", "elevation", "range")))
+    found = {"Gram matrix of the basis": (gram, torch.diag(gram.diagonal().abs().round()).to(gram.dtype))}
+    if a is None:
+        return found
+    energy = float((B.mH @ a).abs().square().sum()) / a.shape[1]
+    return found | {
+        "energy of the steering in the basis": (energy, energy if energy > 1 - _LEFT_OUT else 1.0)
+    }
+
+
 @_of("nn.network:Network._reset")
 def _initial_weights(self: Any) -> Any:
     """Standard deviations over 1 / sqrt(inputs): 1, in output layers 0.1; biases 0 and scales of norms 1."""
@@ -823,6 +903,27 @@ def _hidden(self: Any, epoch: int, step: int, result: list[bool]) -> Any:
 @_of("nn.data:with_estimated_noise")
 def _estimated(recording: Any) -> Any:
     return None if (noise := _guess(recording)) is None else {"noise_variance": noise}
+
+
+@_of("nn.data:TrainingScenes._network_input")
+def _entered(self: Any, recording: Any, hide_noise: bool, result: Any) -> Any:
+    if self.spec.system.hardware.response_error:
+        return None
+    names = ("snapshots", "channel", "codes")
+    pairs = {n: (getattr(result, n), v) for n in names if (v := getattr(recording, n)) is not None}
+    noise = _guess(recording) if hide_noise else recording.noise_variance
+    return pairs | ({} if noise is None else {"noise variance": (result.noise_variance, noise)})
+
+
+@_of("nn.data:TrainingScenes.scored")
+def _scored_scenes(self: Any, result: Any) -> Any:
+    """Of every second scene, the network gets an estimate of the noise variance."""
+    if self.spec.system.hardware.response_error or (noise := _guess(result[0])) is None:
+        return None
+    odd = torch.arange(len(noise)) % 2 == 1
+    right = torch.where(odd, noise, result[0].noise_variance.double().cpu())
+    number = float(len(result[0])), float(self.spec.scored_scenes)
+    return {"number of scenes": number, "noise variance": (result[1].noise_variance, right)}
 
 
 @_of("estimation.noise:guess_noise")
@@ -943,10 +1044,14 @@ def _powers(spec: Any, distance: Tensor, active: Tensor, draws: Draws) -> Tensor
 
 
 @_of("simulation.scene:draw_codes")
-def _random_codes(panel: Any, spec: Any, draws: Draws) -> Any:
-    if spec.kind != "random" or (spec.bits != "continuous" and spec.bits > 8):
+def _codes(panel: Any, spec: Any, draws: Draws) -> Any:
+    return _random_codes(panel.rows * panel.columns, spec, draws) if spec.kind == "random" else None
+
+
+@_of("simulation.scene:_random")
+def _random_codes(size: int, spec: Any, draws: Draws) -> Any:
+    if spec.bits != "continuous" and spec.bits > 8:
         return None
-    size = panel.rows * panel.columns
     if spec.bits == "continuous":
         turns = draws.uniform(Stream.CODES, spec.snapshots, size).double().cpu()
     else:
@@ -1134,6 +1239,21 @@ def _located(spectrum: Any, grid: Any, count: Tensor, result: Any) -> Any:
     return pairs
 
 
+@_of("estimation.spectra:music")
+def _music(covariance: Any, sources: Any, result: Any) -> Any:
+    """The K orthonormal vectors that take most of the power of R."""
+    R, V = ref.dense(covariance), result.vectors.to(torch.complex128).cpu()
+    K = torch.as_tensor(sources).long().cpu().expand(len(R))
+    most = torch.linalg.eigvalsh(R).flip(-1).cumsum(-1).gather(-1, K[:, None] - 1)[:, 0]
+    if int(K.max()) > covariance.rank:
+        return None
+    gram = V.mH @ V
+    found = {"power in the subspace": ((V.conj() * (R @ V)).real.sum((-2, -1)), most)}
+    return found | {
+        "Gram matrix": (gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1).real.round()).to(gram.dtype))
+    }
+
+
 @_of("nn.validation:_score")
 def _scored(learner: Any, scenes: Any, beta: float, result: Any) -> Any:
     """Of the sources that the search finds with R_blend, and with R_pred, in the most probable number."""
@@ -1178,10 +1298,7 @@ def _validated(learner: Any, scenes: Any, result: Any) -> Any:
 def _statistics(predicted: Any, blended: Any, targets: Any, count: Tensor) -> Any:
     R, own, true = ref.dense(predicted), ref.dense(blended), (~targets.truth.azimuth.isnan()).double().sum(-1)
     T = ref.dense(targets.true)
-    loaded = _conditioned(
-        T,
-        replace(targets.conditioning, **{n: v.double().cpu() for n, v in vars(targets.conditioning).items()}),
-    )
+    loaded = _conditioned(T, _in_double(targets.conditioning))
     spread = [math.sqrt(float((n.double() - n.double().mean()).square().mean())) for n in (count, true)]
     return {
         "rank_predicted": float(_rank(predicted).double().mean()),
@@ -1207,6 +1324,20 @@ def _variety(covariance: Any) -> float:
 
 
 # The learner.
+
+
+@_of("nn.learner:Learner.prediction_losses")
+def _losses_of(self: Any, prediction: Any, recording: Any, beta: float, weights: Any, result: Any) -> Any:
+    own = loss_terms(
+        prediction, Targets.of(recording, self.grid), beta, {**self.spec.loss.weights, **weights}
+    )
+    terms = {name: own[name]() for name in result.terms}
+    used = {name: weights.get(name, self.spec.loss.weights[name]) for name in terms}
+    total = sum(used[name] * value for name, value in terms.items())
+    return {
+        "total": (result.total, total),
+        **{name: (result.terms[name], one) for name, one in terms.items()},
+    }
 
 
 @_of("nn.learner:Learner.predict")

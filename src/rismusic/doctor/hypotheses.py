@@ -119,9 +119,9 @@ _WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # The same along an axis.
 _ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "that of the next {}": lambda x, axis: x.roll(-1, axis),
-    "that of the {} before": lambda x, axis: x.roll(1, axis),
-    "that of the first {} in every one": lambda x, axis: x.narrow(axis, 0, 1).expand_as(x),
+    "that of the next {}": lambda x, a: x.roll(-1, a),
+    "that of the {} before": lambda x, a: x.roll(1, a),
+    "that of the first {} in every one": lambda x, a: x.narrow(a, 0, 1).expand_as(x),
     "the mean of that of the definition over every {}": lambda x, a: x.mean(a, keepdim=True).expand_as(x),
 }
 # Fewest values, of those that are 0 or 1 only, that tell changes apart.
@@ -277,11 +277,15 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def explanation(
-    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
+    found: Sequence[Value],
+    definitions: Sequence[Definition],
+    tolerance: float = TOLERANCE,
+    others: Sequence[tuple[Value, Definition]] = (),
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
-    ``tolerance``: largest relative distance of equal values.
+    ``tolerance`` is the largest relative distance of equal values; ``others`` are further results of the same
+    calls with their definitions, which the change must give too.
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]
@@ -308,6 +312,11 @@ def explanation(
         with suppress(*_INAPPLICABLE):
             if all(_near(w, form(r), limit) for w, r, limit in zip(wrong, right, limits, strict=True)):
                 return f": it is {words}"
+    told = len(right)
+    for own, define in others:
+        wrong.append(_wide(own))
+        limits.append(tolerance * max(float(wrong[-1].norm()), 1e-3))
+        definitions = [*definitions, define]
     notes = [_Run() for _ in definitions]
     for note, one in zip(notes, definitions, strict=True):
         with _running(note):
@@ -347,7 +356,7 @@ def explanation(
     fits = list(itertools.islice(fitting, 2))
     along = wrong[0] - right[0]
     for site, (name, args, _) in seen.items():
-        for words, make, usual, others in () if fits else _numbers(site, name, args):
+        for words, make, usual, numbers in () if fits else _numbers(site, name, args):
 
             def share(
                 number: float, site: Site = site, make: Callable[[float], _Change] = make
@@ -359,12 +368,16 @@ def explanation(
                 far = float(((one - wrong[0]) * along.conj()).sum().real / along.abs().square().sum())
                 return far if math.isfinite(far) else None
 
-            for number in _fitting(usual, others, share):
+            for number in _fitting(usual, numbers, share):
                 change = make(number)
                 if not fits and explains(site, change, value(0, site, change)):
                     known = f" in place of {usual:.4g}" if site[0] != "input" else ""
                     fits = [f"{words}{number:.4g}{known}"]
-    return f": it is that of the definition {', or '.join(fits)}" if fits else _relation(wrong, right, limits)
+    return (
+        f": it is that of the definition {', or '.join(fits)}"
+        if fits
+        else _relation(wrong[:told], right, limits[:told])
+    )
 
 
 def _forms(axes: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -373,7 +386,11 @@ def _forms(axes: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     for axis in range(axes):
         what = f"entry along axis {axis}" if axis else "scene (or row)"
         for words, form in _ALONG.items():
-            yield words.format(what), partial(form, axis=axis)
+            yield words.format(what), partial(_along, form, axis)
+
+
+def _along(form: Callable[[Tensor, int], Tensor], axis: int, x: Tensor) -> Tensor:
+    return form(x, axis)
 
 
 def difference(found: Tensor, right: Tensor) -> str:
