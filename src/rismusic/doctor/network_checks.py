@@ -21,7 +21,7 @@ from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.hypotheses import explanation, given, step
-from rismusic.doctor.layers import layer_record
+from rismusic.doctor.layers import layer_record, sibling_findings
 from rismusic.doctor.loss_checks import every_weight, gradients_by, total_of
 from rismusic.doctor.report import Findings, listed, report_of, same
 from rismusic.doctor.state import weights_of
@@ -339,6 +339,7 @@ def check_inside(case: Case) -> Report:
         "the initial weights are too small: activations vanish from layer to layer.",
         "Use a standard deviation of 1 / sqrt(inputs).",
     )
+    findings += sibling_findings({n: w for n, w in learner.weights.items() if w.ndim > 1})
     return report_of("INSIDE", f"{len(layers.weighted)} layers with weights", findings)
 
 
