@@ -315,6 +315,9 @@ def _finding(name: str, wrong: list[tuple[float, str, _Call]], calls: list[_Call
         value = f" ({one:.4g} in place of {two:.4g}, {one / two:.4g} times)"
     elif not cause and found.numel() == right.numel() == 1:
         value = f" ({float(found.real):.4g} in place of {float(right.real):.4g})"
+    elif not cause and not found.is_complex() and len(found.unique()) == 1:
+        one, two = float(found.flatten()[0]), float(right.mean())
+        value = f" ({one:.4g} everywhere, in place of {two:.4g} in the mean)"
     elif not cause:
         value = f" ({difference(found, right)})"
     parts = listed(list(dict.fromkeys(one for _, one, _ in wrong)))
