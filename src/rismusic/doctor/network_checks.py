@@ -21,7 +21,7 @@ from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.hypotheses import explanation, given, step
-from rismusic.doctor.layers import layer_record, sibling_findings
+from rismusic.doctor.layers import initial_findings, layer_record
 from rismusic.doctor.loss_checks import every_weight, gradients_by, total_of
 from rismusic.doctor.report import Findings, listed, report_of, same
 from rismusic.doctor.state import weights_of
@@ -317,29 +317,7 @@ def check_inside(case: Case) -> Report:
             len(lost),
             f"the features of the first stage are detached from the last one: {listed(lost)}.",
         )
-    sizes = {
-        name: float(weight.detach().std()) * math.sqrt(weight[0].numel())
-        for name, weight in learner.weights.items()
-        if weight.ndim > 1
-    }
-    zero = [name for name, size in sizes.items() if size == 0]
-    meaning = f"the initial weights of {listed(zero)} are zero, so that units stay alike."
-    findings.must_be_zero("weight matrices that are zero at the start", len(zero), meaning)
-    findings.at_most(
-        "largest standard deviation of an initial weight times the square root of its inputs",
-        max(sizes.values(), default=1.0),
-        4.0,
-        "the initial weights are too large: activations grow from layer to layer.",
-        "Use a standard deviation of 1 / sqrt(inputs).",
-    )
-    findings.at_least(
-        "median standard deviation of the initial weights times the square root of their inputs",
-        sorted(sizes.values())[len(sizes) // 2] if sizes else 1.0,
-        0.01,
-        "the initial weights are too small: activations vanish from layer to layer.",
-        "Use a standard deviation of 1 / sqrt(inputs).",
-    )
-    findings += sibling_findings({n: w for n, w in learner.weights.items() if w.ndim > 1})
+    findings += initial_findings(learner.network)
     return report_of("INSIDE", f"{len(layers.weighted)} layers with weights", findings)
 
 
