@@ -207,6 +207,8 @@ def _weights_in(run: ShortRun, one: RecordedStep) -> str:
             own = _flat(gradients_by(leaves, value), one.before) / len(one.recordings)
             rows[name] = rows.get(name, 0) + own
     A, b = torch.stack(list(rows.values()), 1), _flat(one.gradients, one.before)
+    if not bool(A.isfinite().all() & b.isfinite().all()):
+        return ""
     sizes = A.norm(dim=0).clamp_min(1e-30)
     found = torch.linalg.lstsq(A / sizes, b[:, None]).solution[:, 0]
     if float((A / sizes @ found - b).norm()) > 3 * _SAME * float(b.norm()):
