@@ -215,7 +215,7 @@ def residual_over_noise(
 
 
 def best_explanation(errors: Mapping[str, float]) -> str:
-    """The candidate mistake of least error, if that is a tenth of the correct form's or less; else ``""``."""
+    """The candidate mistake of least error, if below a tenth of that of the correct form; else ``""``."""
     name, value = min(errors.items(), key=lambda pair: pair[1])
     return name if name != EXPECTED and value < errors[EXPECTED] / 10 else ""
 
