@@ -20,9 +20,9 @@ from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
-from rismusic.estimation.estimate import Estimate
+from rismusic.estimation.estimate import Estimate, Note
 from rismusic.estimation.model_error import can_err
-from rismusic.estimation.signal_model import clipped_share
+from rismusic.estimation.receiver import clipped_share
 from rismusic.io import Recording, check_recording, open_recording, validate
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
@@ -277,10 +277,10 @@ def _noise_factor(recording: Recording, estimate: Estimate) -> float:
 def _departures(estimate: Estimate) -> list[CheckFinding]:
     """Departures from the signal model that are recognised in most of the first scenes."""
     said: dict[str, dict[int, str]] = {}
-    for scene, reasons in enumerate(estimate.reasons):
-        for reason in reasons:
-            if reason.departure:
-                said.setdefault(reason.departure, {}).setdefault(scene, reason)
+    for scene, sentences in enumerate(estimate.warnings):
+        for sentence in sentences:
+            if isinstance(sentence, Note) and sentence.departure:
+                said.setdefault(sentence.departure, {}).setdefault(scene, sentence)
     findings = []
     for name, scenes in said.items():
         if 2 * len(scenes) > len(estimate):

@@ -51,8 +51,11 @@ def whole_numbers(n_sources: object) -> int | str | Tensor | None:
     return torch.from_numpy(array.astype(np.int64)) if array.ndim else int(array)
 
 
-class Reason(str):
-    """A warning that questions the result of a scene, so that its status is not ``ok``.
+N = TypeVar("N", bound="Note")
+
+
+class Note(str):
+    """A sentence about a scene.
 
     Args:
         text: the sentence.
@@ -61,11 +64,15 @@ class Reason(str):
 
     departure: str
 
-    def __new__(cls, text: str, departure: str = "") -> Reason:
+    def __new__(cls: type[N], text: str, departure: str = "") -> N:
         """Make a sentence with the name of a departure."""
         self = super().__new__(cls, text)
         self.departure = departure
         return self
+
+
+class Reason(Note):
+    """A warning that questions the result of a scene, so that its status is not ``ok``."""
 
 
 @runtime_checkable
