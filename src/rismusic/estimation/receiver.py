@@ -8,17 +8,16 @@ the power. With the signal x at the receiver and its mean power P,
 .. math:: y = x + \beta x^* + \gamma \frac{|x|^2}{P} x + n.
 
 To a panel that is sampled directly, the conjugate looks like sources in mirrored directions, and products
-of two sources look like further ones. Both are therefore tested beside fewer sources than were found. With
-the fields of the strongest k sources, :math:`\hat x` and r are what these explain and leave of the snapshots,
-b is the part of :math:`\hat x^*` or of :math:`|\hat x|^2 \hat x / P` outside the fields, and
+of two sources look like further ones, but neither quite. With the fields of the sources, :math:`\hat x` and r
+are what these explain and leave of the snapshots, b is the part of :math:`\hat x^*` or of
+:math:`|\hat x|^2 \hat x / P` outside the fields, and
 
-.. math:: z = b^H r, \qquad g_k = -D \log\left( 1 - \frac{|z|^2}{|b|^2 |r|^2} \right)
+.. math:: z = b^H r, \qquad g = -D \log\left( 1 - \frac{|z|^2}{|b|^2 |r|^2} \right)
 
 is the log-likelihood ratio (nats) of the coefficient :math:`z / |b|^2`. D is the number of complex
-dimensions of r. Without such an error :math:`g_k` has an exponential distribution of mean 1. What another
-error leaves has a random phase in each snapshot, so that :math:`|\sum_l z_l|^2 / \sum_l |z_l|^2` has this
-distribution, too. Both have to be large, and the coefficient has to explain at least half of what all sources
-beyond the k-th explain.
+dimensions of r. Without such an error g has an exponential distribution of mean 1. What another error leaves
+has a random phase in each snapshot, so that :math:`|\sum_l z_l|^2 / \sum_l |z_l|^2` has this distribution,
+too. In a scene alone, both have to be large; all scenes of a recording have one coefficient.
 """
 
 from __future__ import annotations
@@ -44,10 +43,8 @@ from rismusic.sources import Sources
 # have equal ones), and more than so many times those that equal the next value.
 _AT_LIMIT, _CLIPPED, _CLIPPED_QUANTISED, _QUANTISED, _PILED = 1e-6, 3, 8, 0.01, 4
 _MOST_LIMITED = 0.5  # larger shares at one modulus are those of a source without noise
-_FEWER = 3  # weakest sources that may be products of a receiver that is not linear
 # Log-likelihood ratio (nats), which one in 8000 sound scenes has, and its robust form.
 _NATS, _ROBUST_NATS = 9.0, 5.0
-_EXPLAINED = 0.5
 MOST_DISTORTION = 0.5
 """Larger coefficients are no small errors."""
 
@@ -108,29 +105,19 @@ def distortions(recording: Recording, sources: Sources) -> tuple[Distortion, Dis
     """I/Q imbalance and compression of the receiver, in stacked scenes of one frequency."""
     positions, active = unpack(sources, recording)
     count = active.sum(-1)
-    S, most = active.shape
-    # The strongest k sources, which come in order of power: all of them, and up to some fewer.
-    fewer = torch.arange(_FEWER + 1, device=count.device)
-    kept = count[:, None] - fewer
-    scene, column = (kept >= 1).nonzero().unbind(-1)
-    shape = (2, S, _FEWER + 1)
-    gain, robust, norm = (positions.new_zeros(shape) for _ in range(3))
-    z = torch.zeros(shape, dtype=torch.complex128, device=positions.device)
-    energy = positions.new_full((S, _FEWER + 1), math.inf)
-    _, L, M = recording.snapshots.shape
-    D = (L * (M - kept) - 1.5 * kept).clamp_min(1).double()
-    for block in blocks(len(scene), 64 * L * M * (most + 8), positions.device):
-        rows, which = scene[block], column[block]
-        there = torch.arange(most, device=count.device) < kept[rows, which][:, None]
-        part, at = recording[rows], positions[rows]
-        A = steering(part.panel, at[..., 0], at[..., 1], 1 / at[..., 2]) * there[:, None]
+    S, L, M = recording.snapshots.shape
+    D = (L * (M - count) - 1.5 * count).clamp_min(1).double()
+    gain, robust, norm = (positions.new_zeros(2, S) for _ in range(3))
+    z = torch.zeros(2, S, dtype=torch.complex128, device=positions.device)
+    for block in blocks(S, 64 * L * M * (active.shape[1] + 8), positions.device):
+        part, at = recording[block], positions[block]
+        A = steering(part.panel, at[..., 0], at[..., 1], 1 / at[..., 2]) * active[block, None]
         Q = orthonormal(part.link.to(torch.complex128).matmul(A))  # one for all snapshots, or one for each
         y = part.snapshots.to(torch.complex128)
         y = y.mT[:, None] if Q.shape[1] == 1 else y[..., None]
         rest = outside(Q, y)
         x = y - rest
         left = squared_modulus(rest).sum((1, 2, 3))
-        energy[rows, which] = left
         power = squared_modulus(x)
         cubic = x * (power / power.mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(power.dtype).tiny))
         for number, form in enumerate((x.conj(), cubic)):
@@ -139,28 +126,15 @@ def distortions(recording: Recording, sources: Sources) -> tuple[Distortion, Dis
             whole, size = each.sum(1), squared_modulus(b).sum((1, 2, 3))
             tiny = torch.finfo(size.dtype).tiny
             share = (squared_modulus(whole) / (size * left).clamp_min(tiny)).clamp(0, 1 - 1e-12)
-            at_k = number, rows, which
-            gain[at_k] = -D[rows, which] * torch.log1p(-share)
-            robust[at_k] = squared_modulus(whole) / squared_modulus(each).sum(1).clamp_min(tiny)
-            variance = left * (1 - share) / D[rows, which]
-            z[at_k], norm[at_k] = whole / variance.clamp_min(tiny), size / variance.clamp_min(tiny)
-    # What the sources beyond the k-th explain (nats).
-    level = D * (energy / D).log()
-    others = level - level[:, :1]
+            gain[number, block] = -D[block] * torch.log1p(-share)
+            robust[number, block] = squared_modulus(whole) / squared_modulus(each).sum(1).clamp_min(tiny)
+            variance = left * (1 - share) / D[block]
+            z[number, block] = whole / variance.clamp_min(tiny)
+            norm[number, block] = size / variance.clamp_min(tiny)
     if L == 1:  # one long snapshot
         robust = gain
-    shown = (gain > _NATS) & (robust > _ROBUST_NATS) & (gain > _EXPLAINED * others)
-    # The fewest sources beside which it shows.
-    last = (shown * (fewer + 1)).argmax(-1, keepdim=True)
-    found = []
-    for number in range(2):
-        pick = last[number]
-        found.append(
-            Distortion(
-                shown[number].any(-1), z[number].gather(1, pick)[:, 0], norm[number].gather(1, pick)[:, 0]
-            )
-        )
-    return found[0], found[1]
+    shown = (gain > _NATS) & (robust > _ROBUST_NATS) & (count > 0)
+    return Distortion(shown[0], z[0], norm[0]), Distortion(shown[1], z[1], norm[1])
 
 
 def without_image(recording: Recording, beta: Complex[Tensor, "S"]) -> Recording:
