@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rismusic.cli import main
+from rismusic.crb import recording_crb
 from rismusic.errors import InputError
 from rismusic.estimation.estimate import Estimate, Reason
 from rismusic.hybrid import locate
@@ -296,11 +297,21 @@ def test_the_status_of_a_scene_is_shown(recording, located, tmp_path):
     assert text.count("<td>doubtful</td>") == 1
 
 
-def test_the_bound_of_subcarriers_without_a_noise_variance():
-    recording = replace(
-        simulate(scenes=2, sources=1, snr_db=20, wideband={"subcarriers": 3}), noise_variance=None
+@pytest.mark.parametrize("channel", ["rician", "direct"])
+@pytest.mark.parametrize("known", ["symbols", "powers", "neither"])
+def test_the_bound_of_subcarriers(channel, known):
+    recording = simulate(
+        scenes=2, sources=1, snr_db=20, wideband={"subcarriers": 3}, channel={"kind": channel}
     )
+    bound = recording_crb(recording, "conditional" if known == "symbols" else "unconditional")
+    if known != "symbols":
+        recording = replace(recording, truth=replace(recording.truth, symbols=None))
+    if known == "neither":
+        recording = replace(recording, noise_variance=None)
     comparison = report_locate.compare(recording, locate(recording, n_sources=1, method="omp"))
     assert comparison is not None
     assert comparison.bound is not None
     assert comparison.match.hit.all()
+    torch.testing.assert_close(
+        comparison.bound.std, bound.std, rtol=0.3 if known == "neither" else 1e-9, atol=0.0
+    )

@@ -65,6 +65,10 @@ def clipped_share(snapshots: Complex[Tensor, "S *outputs M"]) -> Float[Tensor, "
 
 def _piled_share(values: Float[Tensor, "S groups samples parts"]) -> Float[Tensor, "S"]:
     """Share of the samples at the largest value of their group, 0 where too few are to stand out."""
+    largest = values.flatten(2).topk(min(2, values.shape[-2] * values.shape[-1])).values
+    # Sound data of a high resolution have no equal ones.
+    if largest.shape[-1] < 2 or not bool((largest[..., 1] >= (1 - _AT_LIMIT) * largest[..., 0]).any()):
+        return values.new_zeros(len(values), dtype=torch.float64)
     ordered = values.flatten(2).sort(-1).values
     equal = ordered[..., 1:] <= (1 + _AT_LIMIT) * ordered[..., :-1]
     at_limit = values >= (1 - _AT_LIMIT) * ordered[..., -1:, None]

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rismusic.batch import concatenate
-from rismusic.crb import Bound, conditional_crb, unconditional_crb
+from rismusic.crb import Bound, recording_crb
 from rismusic.errors import InputError
 from rismusic.estimation.estimate import Estimate
 from rismusic.estimation.grid import Volume
@@ -340,18 +340,19 @@ def joined(parts: list[Comparison]) -> tuple[Match, Bound | None]:
 
 
 def _bound(recording: Recording) -> tuple[Bound | None, str]:
-    truth, noise, L = recording.truth, recording.noise_variance, recording.snapshots.shape[-2]
+    recording = recording.stacked()
+    truth = recording.truth
     assert truth is not None
-    panel, link = recording.panel, recording.link
-    if noise is not None and truth.symbols is not None:
-        return conditional_crb(panel, link, truth, noise), SYMBOLS_KNOWN
-    if noise is not None and truth.power is not None:
-        return unconditional_crb(panel, link, truth, noise, snapshots=L), POWERS_KNOWN
-    if truth.active.sum(-1).max() > most_sources(recording.stacked(), None):
+    if recording.noise_variance is not None and truth.symbols is not None:
+        return recording_crb(recording), SYMBOLS_KNOWN
+    if recording.noise_variance is not None and truth.power is not None:
+        return recording_crb(recording, "unconditional"), POWERS_KNOWN
+    if truth.active.sum(-1).max() > most_sources(recording, None):
         return None, ""
     positions, active = unpack(truth, recording)
     fit = complete_fit(recording, positions, active, active.any(-1), None)
-    return unconditional_crb(panel, link, fit.sources, fit.noise_variance, snapshots=L), POWERS_FITTED
+    at_fit = replace(recording, truth=fit.sources, noise_variance=fit.noise_variance)
+    return recording_crb(at_fit, "unconditional"), POWERS_FITTED
 
 
 # Factors from radians, radians and metres to the units of the columns.
