@@ -12,7 +12,7 @@ from rismusic.array import Panel, steering
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import unpack
-from rismusic.estimation.panel_fit import Problem, Unknowns, fit_panel
+from rismusic.estimation.panel_fit import Problem, System, Unknowns, fit_panel
 from rismusic.simulation.simulator import simulate
 from rismusic.spec import HardwareSpec, LocateSpec
 
@@ -167,3 +167,12 @@ def test_a_noise_variance_below_the_rounding_of_the_data():
     least = replace(recording, noise_variance=1e-30 * recording.noise_variance)
     other = fit_panel(least, recording.truth, VOLUME, **SIZES, known_positions=True)
     assert torch.linalg.vector_norm(other.response - fit.response) < 0.02 * len(fit.response) ** 0.5
+
+
+def test_powers_that_double_precision_does_not_hold_are_a_sentence():
+    equations = System(
+        torch.tensor([[1.0, 1.0], [1.0, 1.0 - 1e-12]]).double(), torch.ones(2).double(), [], 0.0
+    )
+    for use in (equations.solve, lambda: equations.covariance):
+        with pytest.raises(InputError, match=r"snapshots: responses and offsets .* orders of magnitude"):
+            use()

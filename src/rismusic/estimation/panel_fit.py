@@ -317,7 +317,7 @@ class System:
     def solve(self) -> tuple[Float[Tensor, "n"], list[Tensor]]:
         """Steps of the panel and of the coordinates of each scene."""
         damped = self.matrix + self.damping * torch.diag(self.matrix.diagonal())
-        step = torch.cholesky_solve(self.right[:, None], torch.linalg.cholesky(damped))
+        step = torch.cholesky_solve(self.right[:, None], _factor(damped))
         follow = []
         for factor, scale, white, aim in self.back:
             follow.append(
@@ -328,7 +328,18 @@ class System:
     @cached_property
     def covariance(self) -> Float[Tensor, "n n"]:
         """Posterior covariance of the panel's unknowns."""
-        return torch.cholesky_inverse(torch.linalg.cholesky(self.matrix)) / 2
+        return torch.cholesky_inverse(_factor(self.matrix)) / 2
+
+
+def _factor(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed):
+        raise InputError(
+            "snapshots",
+            "responses and offsets of the elements cannot be told apart in double precision: the powers of "
+            "elements or scenes differ by too many orders of magnitude (rismusic check names loud antennas)",
+        )
+    return factor
 
 
 def _iterate(
