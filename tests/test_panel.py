@@ -60,6 +60,11 @@ def test_arbitrary_positions_and_single_element():
         (torch.zeros(0, 3), 0.3, "elements: must be positions .* got shape"),
         (torch.full((2, 3), math.nan), 0.3, "elements: positions must be finite"),
         (
+            torch.full((2, 3), 1e155, dtype=torch.float64),
+            0.3,
+            r"elements: positions must be within 1e\+15 m; got 1e\+155 m",
+        ),
+        (
             torch.zeros(2, 3, dtype=torch.int64),
             0.3,
             "elements: must hold real floating-point numbers; got int64",

@@ -58,6 +58,8 @@ _COLLINEAR = 1e-9
 SPEED_OF_LIGHT = 299792458.0
 """In metres per second."""
 
+# Squares of larger coordinates, and numbers of grid points for them, overflow.
+_FARTHEST_M = 1e15
 _FEW_ELEMENTS = 1024  # up to this many elements, all distances between two of them are computed
 
 ArrayLike = Any
@@ -125,6 +127,11 @@ class Panel:
             )
         if not torch.isfinite(positions).all():
             raise InputError("elements", "positions must be finite, in metres; got a NaN or an infinity")
+        if float(positions.abs().max()) > _FARTHEST_M:
+            raise InputError(
+                "elements",
+                f"positions must be within {_FARTHEST_M:.0e} m; got {float(positions.abs().max()):.3g} m",
+            )
         if not (math.isfinite(wavelength) and wavelength > 0):
             raise InputError("wavelength", f"must be positive and finite, in metres; got {wavelength:g}")
         check_choice("wave", wave, WAVES)
