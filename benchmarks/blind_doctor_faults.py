@@ -6,8 +6,8 @@ scripts of ``blind_module_faults.py``, each in a process of its own, and store e
 ``--set 2`` takes the edits and the scripts of the second set, ``blind_source_faults_2.py`` and
 ``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one. The sixth
 set has scripts only (``--modules --set 6``); ``blind_module_faults_6.py --check`` checks them. The seventh
-has edits only (``--source --set 7``).
-``--table`` joins the reports of set 1 or 7 with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
+and the eighth have edits only (``--source --set 7``).
+``--table`` joins the reports of set 1, 7 or 8 with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
 
@@ -257,8 +257,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.number == 6 and (options.check or options.source):
         parser.error("set 6 has no edits of the package; blind_module_faults_6.py --check checks its scripts")
-    if options.number == 7 and options.modules:
-        parser.error("set 7 has no scripts")
+    if options.number >= 7 and options.modules:
+        parser.error(f"set {options.number} has no scripts")
     torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
     suffix = "" if options.number == 1 else f"_{options.number}"
