@@ -7,7 +7,8 @@ scripts of ``blind_module_faults.py``, each in a process of its own, and store e
 ``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one. The sixth
 set has scripts only (``--modules --set 6``); ``blind_module_faults_6.py --check`` checks them. The seventh
 and the eighth have edits only (``--source --set 7``).
-``--table`` joins the reports of set 1, 7 or 8 with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
+``--table`` joins the reports of set 1, 7 or 8 with the verdicts of
+``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
 

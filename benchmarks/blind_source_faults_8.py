@@ -3,11 +3,11 @@
 Like :mod:`blind_source_faults`: each replaces one string that occurs exactly once in its file and changes a
 short training, with the panel of 8 x 8 elements that the doctor is run with.
 
-As in the seventh set, the place and the class of mistake of each were drawn at random first (``random.Random(8)``,
-places without replacement within each area, the classes of a place in a random order), and the edit was
-written for the pair; where a class cannot occur at a place (a gradient of positions that are drawn), would
-change nothing, or needs a crash, the next class of the drawn order was taken. The earlier sets were not read,
-so that an edit may resemble one of theirs.
+As in the seventh set, the place and the class of mistake of each were drawn at random first
+(``random.Random(8)``, places without replacement within each area, the classes of a place in a random order),
+and the edit was written for the pair; where a class cannot occur at a place (a gradient of positions that are
+drawn), would change nothing, or would end in a crash, the next class of the drawn order was taken. The
+earlier sets were not read, so that an edit may resemble one of theirs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FAULTS = (
         "own = draws.complex_normal(Stream.SYMBOLS, sources, snapshots, dtype=dtype)",
         "own = draws.complex_normal(Stream.SYMBOLS, (sources + 1) // 2, snapshots, dtype=dtype)\n"
         "        own = own.repeat_interleave(2, dim=1)[:, :sources]",
-        "The symbols of source k are those of number k // 2: sources in pairs are coherent, which the recording "
-        "calls independent.",
+        "The symbols of source k are those of number k // 2: sources in pairs are coherent, which the "
+        "recording calls independent.",
     ),
     SourceFault(
         "azimuth_from_the_snr",
@@ -36,7 +36,8 @@ FAULTS = (
         "_positions",
         "uniform(Stream.POSITIONS, attempts",
         "uniform(Stream.SNR, attempts",
-        "Positions take the stream of the SNR: the azimuth of the first source rises with the SNR of the scene.",
+        "Positions take the stream of the SNR: the azimuth of the first source rises with the SNR of the "
+        "scene.",
     ),
     SourceFault(
         "whole_share_of_the_line_of_sight",
@@ -54,8 +55,8 @@ FAULTS = (
         "complete_sources",
         "symbols = unit * power.sqrt()[..., None]",
         'symbols = unit * power.sqrt()[..., None] if spec.power == "path_loss" else unit',
-        "Symbols are scaled to their powers with path loss only: with a spread of equal powers all sources send "
-        "with power 1, whatever the truth says.",
+        "Symbols are scaled to their powers with path loss only: with a spread of equal powers all sources "
+        "send with power 1, whatever the truth says.",
         _SPREAD,
     ),
     # Labels.
@@ -64,10 +65,10 @@ FAULTS = (
         "wrong variable",
         "nn/losses.py",
         "heat_map_target",
-        "        to_cosines(azimuth, elevation, distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True",
-        "        (azimuth, elevation, 1 / distance), (grid.u_x, grid.u_y, grid.q), grid.step, strict=True",
-        "The target of the heat map stands at the angles in radians, not at their direction cosines: too far "
-        "out by up to a quarter of the axis.",
+        "to_cosines(azimuth, elevation, distance), (grid.u_x,",
+        "(azimuth, elevation, 1 / distance), (grid.u_x,",
+        "The target of the heat map stands at the angles in radians, not at their direction cosines: too "
+        "far out by up to a quarter of the axis.",
     ),
     SourceFault(
         "cells_around_not_converted_back",
@@ -87,8 +88,9 @@ FAULTS = (
         "GridStatistics.__init__",
         "torch.cat((a + b, b - a), dim=-1), torch.cat((a, b), dim=-1)",
         "torch.cat((a.add_(b), b - a), dim=-1), torch.cat((a, b), dim=-1)",
-        "The sum of real and imaginary parts is formed in place, and the parts that follow are taken from it: "
-        "the table of outer products is wrong, and with it the covariance of the data and the expected energy.",
+        "The sum of real and imaginary parts is formed in place, and the parts that follow are taken from "
+        "it: the table of outer products is wrong, and with it the covariance of the data and the expected "
+        "energy.",
     ),
     SourceFault(
         "uniform_power_of_the_batch",
@@ -107,8 +109,8 @@ FAULTS = (
         "GridStatistics._energy",
         "return self.symmetry.to_points(self.symmetry.unfold(fields).square_().sum(2))",
         "return self.symmetry.to_points(self.symmetry.unfold(fields).square_().sum(2)) / rows.shape[1]",
-        "The matched energy is divided by the number of snapshots and the expected one is not: their ratio is "
-        "16 times too small, and each SBL iteration lowers all powers.",
+        "The matched energy is divided by the number of snapshots and the expected one is not: their ratio "
+        "is 16 times too small, and each SBL iteration lowers all powers.",
     ),
     # Network.
     SourceFault(
@@ -128,16 +130,16 @@ FAULTS = (
         "Attention.forward",
         "scaled_dot_product_attention(queries, keys, values)",
         "scaled_dot_product_attention(queries, keys, values, is_causal=True)",
-        "Attention is causal, as in a language model: a cell sees only those before it in the order of the grid.",
+        "Attention is causal, as in a language model: a cell sees only those before it in the order of the "
+        "grid.",
     ),
     SourceFault(
         "first_stage_frozen",
         "gradient",
         "nn/network.py",
         "Network.__init__",
-        "        # Per grid point: offsets along u_x, u_y, q; log amplitude in both factors; existence logit.\n",
-        "        self.stages[0].requires_grad_(False)\n"
-        "        # Per grid point: offsets along u_x, u_y, q; log amplitude in both factors; existence logit.\n",
+        "        self.details = nn.Conv2d(",
+        "        self.stages[0].requires_grad_(False)\n        self.details = nn.Conv2d(",
         "The weights of the first stage are frozen, as for a fine-tuning, and stay at their random values.",
     ),
     SourceFault(
@@ -147,8 +149,8 @@ FAULTS = (
         "Block.forward",
         "x = x + _dropout(self.attention(x.flatten(2).mT).mT, mask, 1).view_as(x)",
         "x = flat.mT.view_as(x) + _dropout(self.attention(x.flatten(2).mT).mT, mask, 1).view_as(x)",
-        "Attention is added to the convolved map, not to the block's own: the skip connection of each stage is "
-        "cut in its last block.",
+        "Attention is added to the convolved map, not to the block's own: the skip connection of each stage "
+        "is cut in its last block.",
     ),
     # Losses.
     SourceFault(
@@ -158,8 +160,8 @@ FAULTS = (
         "_huber",
         'return huber_loss(x, torch.zeros_like(x), reduction="none")',
         'return huber_loss(x.clamp(-1, 1), torch.zeros_like(x), reduction="none")',
-        "Errors of angles and range are limited to 5 degrees and 0.3: the loss has no gradient beyond, where a "
-        "network begins, and the assignment cannot tell far heads apart.",
+        "Errors of angles and range are limited to 5 degrees and 0.3: the loss has no gradient beyond, "
+        "where a network begins, and the assignment cannot tell far heads apart.",
     ),
     SourceFault(
         "single_sources_left_out",
@@ -177,8 +179,8 @@ FAULTS = (
         "Covariance.normalised",
         "        trace = self.trace\n        empty = trace == 0",
         "        trace = self.trace.mean()\n        empty = trace == 0",
-        "Covariances are divided by the mean trace of the batch: their own trace is not 1, so that weak scenes "
-        "hardly count in the losses and loud ones dominate them.",
+        "Covariances are divided by the mean trace of the batch: their own trace is not 1, so that weak "
+        "scenes hardly count in the losses and loud ones dominate them.",
     ),
     # Optimiser and schedules.
     SourceFault(
@@ -188,8 +190,8 @@ FAULTS = (
         "Trainer.train",
         "beta = beta_at(spec.schedule, state.epoch, spec.seed)",
         "beta = beta_at(spec.schedule, state.step, spec.seed)",
-        "Beta is that of the step within the epoch, 0 where an epoch begins: R_blend of the training never has "
-        "a share of R_samp, that of validation and inference has.",
+        "Beta is that of the step within the epoch, 0 where an epoch begins: R_blend of the training never "
+        "has a share of R_samp, that of validation and inference has.",
     ),
     SourceFault(
         "hidden_noise_in_percent",
@@ -207,8 +209,8 @@ FAULTS = (
         "Learner._norms",
         "norms.append(nn.utils.get_total_norm(gradients) if gradients else self.factors.new_zeros(()))",
         "norms.append(sum((g.norm() for g in gradients), start=self.factors.new_zeros(())))",
-        "The norm of the gradient is the sum of the norms of its tensors, several times too large: steps are "
-        "clipped that need not be, and far below the limit.",
+        "The norm of the gradient is the sum of the norms of its tensors, several times too large: steps "
+        "are clipped that need not be, and far below the limit.",
     ),
     # Validation.
     SourceFault(
@@ -218,8 +220,8 @@ FAULTS = (
         "Learner.predict",
         "            if not averaged:\n",
         "            if not averaged or self.taken < 1000:\n",
-        "Until a thousand steps are taken, validation uses the current weights; those that are saved, and whose "
-        "best epoch it chooses, are the averaged ones.",
+        "Until a thousand steps are taken, validation uses the current weights; those that are saved, and "
+        "whose best epoch it chooses, are the averaged ones.",
     ),
     SourceFault(
         "variety_of_scrambled_factors",
@@ -228,8 +230,8 @@ FAULTS = (
         "variety",
         "flat = F.movedim(1, 0).reshape(N, S * R)",
         "flat = F.reshape(N, S * R)",
-        "Factors [S, N, R] are reshaped to [N, S R] without moving the axis: the variety of the predictions is "
-        "that of scrambled numbers.",
+        "Factors [S, N, R] are reshaped to [N, S R] without moving the axis: the variety of the predictions "
+        "is that of scrambled numbers.",
     ),
     # Files.
     SourceFault(
@@ -239,8 +241,8 @@ FAULTS = (
         "Trainer._save_weights",
         "loss < state.best):",
         "loss < state.best - 0.1):",
-        "An epoch is the best only if it lowers the loss by a tenth: the gains of later epochs are smaller, and "
-        "the weights of an early one stay the best.",
+        "An epoch is the best only if it lowers the loss by a tenth: the gains of later epochs are smaller, "
+        "and the weights of an early one stay the best.",
     ),
     SourceFault(
         "average_not_saved",
@@ -260,7 +262,7 @@ FAULTS = (
         "Volume.from_spec",
         'math.radians(spec.azimuth_max_deg) if "azimuth" in unknowns else 0.0,',
         'min(math.radians(spec.azimuth_max_deg), math.pi / 4) if "azimuth" in unknowns else 0.0,',
-        "The search volume ends at 45 degrees of azimuth whatever the settings say: a quarter of the sources, "
-        "up to 60 degrees, is outside of the grid.",
+        "The search volume ends at 45 degrees of azimuth whatever the settings say: a quarter of the "
+        "sources, up to 60 degrees, is outside of the grid.",
     ),
 )
