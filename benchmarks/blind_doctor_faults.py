@@ -98,6 +98,7 @@ with tempfile.TemporaryDirectory() as folder:
     def stop(epoch, validation):
         rows.setdefault("validation", []).append([validation.loss, validation.scores["blend"].recall,
                                                   validation.scores["blend"].gospa_m])
+        rows.setdefault("covariance", []).append(list(validation.covariance.values()))
         if epoch == 1 and not losses:
             losses.append(1)
             raise KeyboardInterrupt

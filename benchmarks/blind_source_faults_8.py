@@ -184,14 +184,14 @@ FAULTS = (
     ),
     # Optimiser and schedules.
     SourceFault(
-        "beta_of_the_step",
+        "beta_of_the_end",
         "wrong variable",
         "nn/train.py",
-        "Trainer.train",
-        "beta = beta_at(spec.schedule, state.epoch, spec.seed)",
-        "beta = beta_at(spec.schedule, state.step, spec.seed)",
-        "Beta is that of the step within the epoch, 0 where an epoch begins: R_blend of the training never "
-        "has a share of R_samp, that of validation and inference has.",
+        "Trainer._step",
+        "learner.step(self.scenes.step(state.epoch, state.step), beta, weights)",
+        "learner.step(self.scenes.step(state.epoch, state.step), spec.schedule.beta, weights)",
+        "Steps take the beta of the settings, which is that of the end, not that of the epoch: the ramp in "
+        "which the network learns alone, and the jitter, are logged but do not happen.",
     ),
     SourceFault(
         "hidden_noise_in_percent",
@@ -209,8 +209,8 @@ FAULTS = (
         "Learner._norms",
         "norms.append(nn.utils.get_total_norm(gradients) if gradients else self.factors.new_zeros(()))",
         "norms.append(sum((g.norm() for g in gradients), start=self.factors.new_zeros(())))",
-        "The norm of the gradient is the sum of the norms of its tensors, several times too large: steps "
-        "are clipped that need not be, and far below the limit.",
+        "The norm of the gradient is the sum of the norms of its tensors: it is logged too large, and steps "
+        "are clipped that need not be, nearly all of them in a short training.",
     ),
     # Validation.
     SourceFault(
@@ -224,14 +224,14 @@ FAULTS = (
         "whose best epoch it chooses, are the averaged ones.",
     ),
     SourceFault(
-        "variety_of_scrambled_factors",
+        "variety_of_the_columns",
         "axis or order",
         "nn/validation.py",
         "variety",
-        "flat = F.movedim(1, 0).reshape(N, S * R)",
-        "flat = F.reshape(N, S * R)",
-        "Factors [S, N, R] are reshaped to [N, S R] without moving the axis: the variety of the predictions "
-        "is that of scrambled numbers.",
+        "products = energy(flat.mH @ flat).view(S, R, S, R).sum((1, 3))",
+        "products = energy(flat.mH @ flat).view(S, R, S, R).sum((0, 2))",
+        "The products are summed over the scenes, not over the columns of the factors: the variety that is "
+        "reported is that of the columns, and a network that gives every scene the same covariance passes.",
     ),
     # Files.
     SourceFault(
