@@ -168,7 +168,7 @@ _CONCERNED = {
     "covariance": "FUNCTIONS R_SAMP",
     "nn/network": "INSIDE GRADPATH BACKWARD INPUT CONSTANT LITMUS",
     "nn/validation": "HELDOUT",
-    "metrics": "SCORES",
+    "metrics": "FUNCTIONS",
     "": "WAVE TRUTH POSITIONS LINK DRAWS",
 }
 

@@ -8,6 +8,7 @@ import torch
 
 from rismusic.crb import recording_crb
 from rismusic.errors import InputError
+from rismusic.hybrid import locate
 from rismusic.metrics import MEDIAN_OF_NORMAL, gospa, match, score
 from rismusic.simulation.simulator import simulate
 from rismusic.sources import Sources
@@ -31,6 +32,14 @@ def test_order_does_not_matter_and_errors_are_found_minus_true():
     torch.testing.assert_close(error[:, :2].rad2deg(), torch.tensor([[0.0, -2.0], [1.0, 0.0]]).double())
     torch.testing.assert_close(error[:, 2], torch.tensor([0.0, 1.0]).double())
     torch.testing.assert_close(matched.inverse_range_error[0], torch.tensor([0.0, 1 / 5 - 1 / 4]).double())
+
+
+def test_an_estimate_is_matched_as_its_sources_are():
+    recording = simulate(scenes=2, sources=2, snr_db=20.0, panel={"rows": 6, "columns": 6})
+    estimate = locate(recording, method="omp", n_sources=2)
+    matched = match(recording.truth, estimate)
+    assert matched.hit.any()
+    assert torch.equal(matched.partner, match(recording.truth, estimate.sources).partner)
 
 
 def test_the_gate_counts_each_angle():

@@ -45,7 +45,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from rismusic.errors import InputError, refuse_old_names
+from rismusic.errors import InputError, check_choice, refuse_old_names
 from rismusic.spec import MAX_PATTERN_EXPONENT, PanelSpec, Wave
 
 WAVES: tuple[Wave, ...] = get_args(Wave)
@@ -127,8 +127,7 @@ class Panel:
             raise InputError("elements", "positions must be finite, in metres; got a NaN or an infinity")
         if not (math.isfinite(wavelength) and wavelength > 0):
             raise InputError("wavelength", f"must be positive and finite, in metres; got {wavelength:g}")
-        if wave not in WAVES:
-            raise InputError("wave", f"must be one of {', '.join(WAVES)}; got {wave!r}")
+        check_choice("wave", wave, WAVES)
         if not 0 <= pattern_exponent <= MAX_PATTERN_EXPONENT:
             raise InputError(
                 "pattern_exponent", f"must be 0 to {MAX_PATTERN_EXPONENT:g}; got {pattern_exponent:g}"

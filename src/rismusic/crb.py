@@ -25,7 +25,7 @@ from torch import Tensor
 from rismusic.array import Panel, steering_with_log_derivatives
 from rismusic.batch import Batch
 from rismusic.devices import blocks
-from rismusic.errors import InputError
+from rismusic.errors import InputError, check_choice
 from rismusic.estimation.likelihood import fisher_information
 from rismusic.estimation.source_covariance import correlated_information, pair_active
 from rismusic.io import Recording, check_pose
@@ -35,6 +35,7 @@ from rismusic.text import short_repr
 
 Unknown = Literal["azimuth", "elevation", "range"]
 POSITION: tuple[Unknown, ...] = get_args(Unknown)
+BoundKind = Literal["conditional", "unconditional"]
 
 # Fisher information of the positions from a block of scenes, G_l A with its derivatives [S, L, M, 4K], and
 # the mask of the active sources.
@@ -150,7 +151,9 @@ def _conditional_information(problem: _Problem, sources: Sources, which: list[in
     """Information on some coordinates, with the symbols as nuisance parameters."""
     if sources.symbols is None:
         raise InputError(
-            "symbols", "missing: the conditional bound needs the realised symbols of the sources"
+            "symbols",
+            "missing: the conditional bound needs the realised symbols of the sources; the unconditional one "
+            "needs their powers only",
         )
     symbols = torch.where(sources.active[..., None], sources.symbols, 0).to(torch.complex128)
     symbols = problem.flat(symbols, 2)
@@ -258,9 +261,7 @@ def _unconditional_information(
     return information
 
 
-def recording_crb(
-    recording: Recording, kind: Literal["conditional", "unconditional"] = "conditional"
-) -> Bound:
+def recording_crb(recording: Recording, kind: BoundKind = "conditional") -> Bound:
     """Bound of every scene of a recording with truth and noise variance.
 
     Args:
@@ -269,8 +270,14 @@ def recording_crb(
         kind: which bound.
 
     Raises:
-        InputError: the truth or the noise variance is missing.
+        InputError: the truth or the noise variance is missing, or there is no bound of this kind.
+
+    Example:
+        >>> truth = Sources.from_degrees([-20, 35], [0, 10], [2.0, 4.5], power_db=[0, 0])
+        >>> mine = Recording.from_arrays(Y, P, 0.3, H, C, truth=truth, noise_variance=0.1)
+        >>> recording_crb(mine, "unconditional").std
     """
+    check_choice("kind", kind, get_args(BoundKind))
     recording, truth, noise = _with_truth(recording)
     if kind == "conditional":
         return conditional_crb(recording.panel, recording.link, truth, noise)
@@ -290,7 +297,11 @@ def _with_truth(recording: Recording, field: str = "") -> tuple[Recording, Sourc
     """A stacked recording, its truth and its noise variance."""
     if recording.truth is None or recording.noise_variance is None:
         missing = "truth" if recording.truth is None else "noise_variance"
-        raise InputError(f"{field}{missing}", "missing: the bound needs the truth and the noise variance")
+        raise InputError(
+            f"{field}{missing}",
+            "missing: the bound needs the true sources, with symbols or powers, and the noise variance; "
+            "Recording.from_arrays takes both (truth, noise_variance)",
+        )
     made = recording.stacked()
     assert made.truth is not None
     assert made.noise_variance is not None
@@ -328,9 +339,7 @@ class RoomBound:
         return self.std.norm(dim=-1)
 
 
-def room_crb(
-    recordings: Sequence[Recording], kind: Literal["conditional", "unconditional"] = "conditional"
-) -> RoomBound:
+def room_crb(recordings: Sequence[Recording], kind: BoundKind = "conditional") -> RoomBound:
     r"""Bound of the positions of sources that several panels of one room receive.
 
     Symbols, powers and noise of one panel say nothing about those of another, so that the equivalent Fisher
@@ -350,6 +359,7 @@ def room_crb(
     Raises:
         InputError: a pose, truth or noise variance is missing, or the recordings are of different sources.
     """
+    check_choice("kind", kind, get_args(BoundKind))
     check_same_room(recordings)
     total, position = None, None
     for number, recording in enumerate(recordings):

@@ -6,7 +6,7 @@ module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,12 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         """Pickle the two parts, so that the exception can cross process boundaries."""
         return type(self), (self.field, self.problem)
+
+
+def check_choice(field: str, value: object, options: Sequence[str]) -> None:
+    """Check that a value is one of the options; type hints alone do not stop a misspelled one."""
+    if value not in options:
+        raise InputError(field, f"must be one of {', '.join(options)}; got {value!r}")
 
 
 @contextmanager

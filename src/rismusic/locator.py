@@ -80,6 +80,11 @@ class Locator:
         self._device = device_of(device or "cpu")
         self._calibration, self._track = calibration, track
         self._last: Sources | None = None
+        if not isinstance(panel, (Panel, Recording)):
+            raise InputError(
+                "panel",
+                f"must be Panel(elements, wavelength) or a recording; got {type(panel).__name__}",
+            )
         recording = panel if isinstance(panel, Recording) else None
         self._panel = panel.panel if isinstance(panel, Recording) else panel
         self.spec = for_geometry(chosen, self._panel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +19,15 @@ from rismusic.sources import Sources
 from rismusic.text import short_repr
 
 MEDIAN_OF_NORMAL = 0.6744897501960817  # the median of the modulus of a standard normal number
+
+
+@runtime_checkable
+class HasSources(Protocol):
+    """Something with sources, such as an :class:`~rismusic.estimation.estimate.Estimate`."""
+
+    @property
+    def sources(self) -> Sources:
+        """The sources of each scene, [S, K]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +79,7 @@ class Score:
     inverse_range_over_bound: float
 
 
-def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
+def match(truth: Sources, found: Sources | HasSources, *, gate_deg: float = 5.0) -> Match:
     """Assign found sources to true ones so that as many as possible hit, and these as closely as possible.
 
     A source is hit when azimuth and elevation are each within the gate. The assignment is Hungarian, on the
@@ -77,12 +87,19 @@ def match(truth: Sources, found: Sources, *, gate_deg: float = 5.0) -> Match:
 
     Args:
         truth: true sources, [S, K].
-        found: estimated sources, [S, K'], with any K'.
+        found: an estimate, or its sources, [S, K'], with any K'.
         gate_deg: degrees.
 
     Raises:
-        InputError: another number of scenes in ``found`` than in ``truth``.
+        InputError: another number of scenes in ``found`` than in ``truth``, or no sources in it.
+
+    Example:
+        >>> score(match(recording.truth, locate(recording)), recording_crb(recording))
     """
+    if not isinstance(found, Sources):
+        if not isinstance(found, HasSources):
+            raise InputError("found", f"must be an estimate or its sources; got {type(found).__name__}")
+        found = found.sources
     if len(truth.azimuth) != len(found.azimuth):
         raise InputError(
             "found", f"must have the {len(truth.azimuth)} scenes of the truth; got {len(found.azimuth)}"
@@ -149,7 +166,17 @@ def gospa(truth: Sources, found: Sources, *, cutoff_m: float = 2.0) -> Float[Ten
 
 
 def score(matched: Match, bound: Bound | None = None) -> Score:
-    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit."""
+    """Metrics over all scenes; ratios to the bound are NaN without one, errors NaN without a hit.
+
+    Args:
+        matched: the result of :func:`match`.
+        bound: bound of the same scenes, such as that of :func:`~rismusic.crb.recording_crb`.
+
+    Raises:
+        InputError: something else than a result of :func:`match`.
+    """
+    if not isinstance(matched, Match):
+        raise InputError("matched", f"must be match(truth, estimate); got {type(matched).__name__}")
     hits, true, found = (int(n.sum()) for n in (matched.hit, matched.true_count, matched.found_count))
     over = [math.nan] * 3
     if bound is not None:

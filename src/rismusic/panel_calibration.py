@@ -26,7 +26,7 @@ from rismusic.estimation.noise import check_fit, noise_of
 from rismusic.estimation.panel_fit import MAX_ELEMENTS, PanelFit, error_in_new_scenes, fit_panel
 from rismusic.estimation.signal_model import check_elements
 from rismusic.hybrid import locate
-from rismusic.io import Recording
+from rismusic.io import Recording, check_recording
 from rismusic.io.calibration import PanelCalibration
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import CalibrateSpec, LocateSpec
@@ -84,6 +84,7 @@ def calibrate_panel(
         settings["sources"] = n_sources
     chosen = (spec or CalibrateSpec()).replace(**settings)
     check_recording(recording)
+    check_calibratable(recording)
     count = n_sources if isinstance(n_sources, Tensor) else None
     recording, found = recording.to("cpu"), None
     if known_positions is not None:
@@ -192,7 +193,7 @@ def _as_calibration(recording: Recording, fit: PanelFit, used: Bool[Tensor, "S"]
     )
 
 
-def check_recording(recording: Recording) -> None:
+def check_calibratable(recording: Recording) -> None:
     """Check that a recording is of a kind that can calibrate a panel."""
     if recording.symbols != "independent":
         raise InputError("symbols", f"must be independent for a calibration; they are {recording.symbols}")

@@ -84,10 +84,12 @@ class SpectrumMap:
             floor_db: values further below the maximum are drawn like this one.
 
         Raises:
-            InputError: matplotlib is not installed, or there is no such scene.
+            InputError: matplotlib is not installed, there is no such scene, or the range is not positive.
         """
         if not -len(self) <= scene < len(self):
             raise InputError("scene", f"there are {len(self)} scenes, counted from 0; got {scene}")
+        if range_m is not None and not range_m > 0:
+            raise InputError("range_m", f"must be positive, in metres; got {range_m:g}")
         from rismusic.plots import new_axes
 
         ax = ax or new_axes(None)[0]

@@ -11,11 +11,20 @@ import torch
 
 from rismusic.array import Panel
 from rismusic.checks import fits as blindfit
-from rismusic.checks.conventions import CHANGES, MODELS, Change, Evidence, applicable, best_change
+from rismusic.checks.conventions import (
+    CHANGES,
+    MODELS,
+    Change,
+    Evidence,
+    applicable,
+    best_change,
+    scaled_to,
+)
 from rismusic.checks.fits import BlindFit
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import read
 from rismusic.simulation.simulator import simulate
+from rismusic.sources import Sources
 from rismusic.spec import SystemSpec
 
 SPEC = SystemSpec(
@@ -47,6 +56,26 @@ def named(recording):
 @pytest.mark.parametrize("kind", [{"channel": {"kind": "direct"}}, {"hardware": {"static_phase_rad": 0.2}}])
 def test_sound_recordings(kind):
     assert named(small(**kind)) is None
+
+
+def test_near_sources_at_28_ghz():
+    """They are nearer than the 0.5 m of the default search, at whose boundary another wave fits better."""
+    system = {
+        "panel": {"rows": 8, "columns": 8, "wavelength_m": 0.0107},
+        "channel": {"kind": "direct"},
+        "scene": {"range_min_m": 0.04, "range_max_m": 0.15},
+    }
+    for seed in range(4):
+        assert named(small(snr_db=20.0, seed=seed, **system)) is None
+
+
+def test_sources_outside_the_quick_search():
+    """At its boundary another wave fits better, or configurations of one bit."""
+    system = {"panel": {"rows": 8, "columns": 8}, "channel": {"antennas": 16}, "codebook": {"snapshots": 12}}
+    for seed in range(3):
+        aside = Sources.from_degrees([75.0], [10.0 * seed - 10.0], [1.0 + 0.5 * seed])
+        made = simulate(scenes=2, sources=aside, snr_db=20.0, seed=seed, **system)
+        assert named(replace(made, truth=None, noise_variance=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -100,12 +129,14 @@ def test_a_mirrored_panel_fits_as_well():
 
 
 def test_size_of_the_search_is_foreseen():
-    for rows, columns, spacing in ((12, 12, 0.5), (4, 5, 0.5), (24, 24, 0.5), (8, 8, 1.7)):
-        panel = Panel.uniform_planar(rows, columns, spacing_wavelengths=spacing)
-        grid = SearchGrid.cover(panel, Volume.from_spec(blindfit.SETTINGS), blindfit.SETTINGS.oversampling)
-        assert 0.5 < blindfit._points(panel) / len(grid) < 4
+    sizes = ((12, 12, 0.5, 0.3), (4, 5, 0.5, 0.3), (24, 24, 0.5, 0.3), (8, 8, 1.7, 0.3), (8, 8, 0.5, 0.01))
+    for rows, columns, spacing, wavelength in sizes:
+        panel = Panel.uniform_planar(rows, columns, spacing_wavelengths=spacing, wavelength=wavelength)
+        settings = scaled_to(blindfit.SETTINGS, panel)
+        grid = SearchGrid.cover(panel, Volume.from_spec(settings), settings.oversampling)
+        assert 0.5 < blindfit._points(panel, settings) / len(grid) < 4
     huge = Panel.uniform_planar(64, 64, spacing_wavelengths=5.0)
-    assert blindfit._points(huge) > 1e8
+    assert blindfit._points(huge, blindfit.SETTINGS) > 1e8
 
 
 def change(name, family, blind=None):

@@ -10,6 +10,7 @@ import torch
 from rismusic.array import Panel
 from rismusic.checks import CHECKS, check, fits
 from rismusic.cli import main
+from rismusic.errors import InputError
 from rismusic.io import Recording, write
 from rismusic.simulation.simulator import simulate
 
@@ -126,6 +127,31 @@ def test_a_mix_up_is_named_with_what_to_do(tmp_path):
     assert "fit better if conjugated" in finding.meaning
     assert finding.remedy.startswith("conjugate channel")
     assert check(path).facts["conventions"] == "tried on the truth of 6 scenes"
+
+
+def test_a_recording_in_memory_has_the_report_of_its_file(tmp_path):
+    """Also one with other fields, and with more scenes than are read at a time."""
+    wideband = {"wideband": {"subcarriers": 3, "bandwidth_hz": 50e6}, "sources": 1}
+    changed = replace(recording(), snapshots=recording().snapshots.conj())  # a lazy conjugate
+    many = Recording.concatenate([recording(seed=seed, one_link=True) for seed in range(12)])
+    for number, made in enumerate((recording(), recording(**wideband), changed, many)):
+        path = tmp_path / f"{number}.h5"
+        write(path, made)
+        held, stored = check(made, fit=False), check(path, fit=False)
+        assert held.findings == stored.findings
+        assert {"file": stored.facts["file"], **held.facts} == stored.facts
+    with pytest.raises(InputError, match="snapshots"):
+        check(replace(recording(), snapshots=recording().snapshots * torch.nan))
+
+
+def test_a_report_prints_as_sentences():
+    sound = str(check(recording()))
+    assert "scenes S: 6\n" in sound
+    assert sound.endswith("Nothing suspicious.")
+    wrong = str(check(replace(recording(), channel=recording().channel.conj().resolve_conj())))
+    assert "suspicious: channel_conjugated: channel fit better" in wrong
+    assert "To try: conjugate channel" in wrong
+    assert "Nothing suspicious" not in wrong
 
 
 def test_without_truth_fits_are_tried_unless_it_is_forbidden(tmp_path, monkeypatch):

@@ -54,8 +54,8 @@ CHECK = {
     "loss floor": "FUNCTIONS",
     "similarity for error": "FUNCTIONS",
     "unused output": "GRADPATH",
-    "penalties averaged": "SCORES",
-    "misses cost nothing": "SCORES",
+    "penalties averaged": "FUNCTIONS",
+    "misses cost nothing": "FUNCTIONS",
     "validation of a stale copy": "HELDOUT",
     "validation in bfloat16": "HELDOUT",
     "validation on another matrix": "HELDOUT",
@@ -78,7 +78,7 @@ def test_each_fault_is_named(fault, monkeypatch, functions_of):
     monkeypatch.setattr(hypotheses, "_RUNS", 100)  # what explains a value is tested elsewhere
     tag = CHECK[fault.name]
     if tag in ("FUNCTIONS", "REPLAY"):
-        functions_of("nn.losses", "covariance")
+        functions_of("nn.losses", "covariance", "metrics")
     with fault.plant(healthy()) as spec, open_case(spec) as case:
         reports = tuple(run_check(tag, dict(CHECKS)[tag], case))
     found = naming(fault, Diagnosis(reports))

@@ -50,8 +50,8 @@ def test_only_noise_remains_outside_the_true_sources(case):
 
 
 def test_best_explanation_needs_a_clearly_better_candidate():
-    assert best_explanation({EXPECTED: 1.0, "conjugated": 0.5}) == ""
-    assert best_explanation({EXPECTED: 1.0, "conjugated": 0.1}) == "conjugated"
+    assert best_explanation({EXPECTED: 1.0, "conjugated": 0.2}) == ""
+    assert best_explanation({EXPECTED: 1.0, "conjugated": 0.09}) == "conjugated"
     assert best_explanation({EXPECTED: 0.0, "conjugated": 1.0}) == ""
 
 

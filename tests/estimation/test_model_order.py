@@ -131,7 +131,7 @@ def test_numbers_are_right_where_all_is_clear():
 def test_one_source_more_does_not_stay_where_fewer_explain_the_data():
     """A coarse, wide search for one distant source ends beside it; of two sources, one is there."""
     made = simulate(
-        scenes=60, sources=1, snr_db=10, seed=11, scene={"range_min_m": 99.0, "range_max_m": 101.0}
+        scenes=32, sources=1, snr_db=10, seed=11, scene={"range_min_m": 99.0, "range_max_m": 101.0}
     )
     spec = LocateSpec(
         method="relax", oversampling=1.6, azimuth_max_deg=85.0, elevation_max_deg=85.0,

@@ -184,18 +184,19 @@ def test_a_source_beside_another_one_leads() -> None:
         assert (one == other).sum() >= 11
 
 
-@pytest.mark.parametrize("snr_db", [0.0, 10.0])
-def test_the_same_sources_as_with_the_dictionary(snr_db: float) -> None:
-    recording = simulate(scenes=6, sources=2, snr_db=snr_db, seed=4, panel=LARGE)
+def test_the_same_sources_as_with_the_dictionary() -> None:
+    recording = Recording.concatenate(
+        [simulate(scenes=4, sources=2, snr_db=snr_db, seed=4, panel=LARGE) for snr_db in (0.0, 10.0)]
+    )
     blind = replace(recording, noise_variance=None, truth=None)
     found = locate(blind, n_sources=2, method="omp").sources
     with patch.object(search, "subarrays_of", lambda _: None):
         exact = locate(blind, n_sources=2, method="omp").sources
     same = match(exact, found)
     apart = (found.azimuth - exact.azimuth).abs().amax(1)
-    assert int((apart < 1e-4).sum()) >= 5
+    assert int((apart < 1e-4).sum()) >= 7
     hits = [int(match(recording.truth, one).hit.sum()) for one in (exact, found)]
-    assert same.hit.sum() >= 11
+    assert same.hit.sum() >= 15
     assert hits[1] >= hits[0] - 1
 
 

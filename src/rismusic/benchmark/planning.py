@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor
 from rismusic.array import to_db
 from rismusic.batch import concatenate
 from rismusic.benchmark.spec import Value, axis_label, sweep_points
-from rismusic.crb import Bound, recording_crb
-from rismusic.errors import InputError
+from rismusic.crb import Bound, BoundKind, recording_crb
+from rismusic.errors import InputError, check_choice
 from rismusic.io import Recording
 from rismusic.link_budget import compute_link_budget
 from rismusic.plots import bound_curves, figure_of, new_axes, print_style
@@ -73,7 +73,7 @@ def scene_bounds(
     *,
     scenes: int,
     seed: int = 0,
-    kind: Literal["conditional", "unconditional"] = "conditional",
+    kind: BoundKind = "conditional",
     power_dbm: float | None = None,
     budget: LinkBudgetSpec | None = None,
 ) -> SceneBounds:
@@ -83,6 +83,7 @@ def scene_bounds(
     :func:`rismusic.link_budget.compute_link_budget` describes. Path loss then replaces ``scene.power``, F
     subcarriers share the power equally, and the bandwidth of the budget is that of one.
     """
+    check_choice("kind", kind, get_args(BoundKind))
     numbers = scenes * (3 * limits(system.sources)[1]) ** 2
     if numbers > _LARGEST_BOUND:
         raise InputError(
@@ -111,7 +112,7 @@ def scene_bounds(
 def _block_bounds(
     recording: Recording,
     system: SystemSpec,
-    kind: Literal["conditional", "unconditional"],
+    kind: BoundKind,
     power_dbm: float | None,
     budget: LinkBudgetSpec | None,
 ) -> SceneBounds:
@@ -153,7 +154,7 @@ def bound_table(
     budget: LinkBudgetSpec | None = None,
     scenes: int = 200,
     seed: int = 0,
-    kind: Literal["conditional", "unconditional"] = "conditional",
+    kind: BoundKind = "conditional",
     progress: Callable[[], None] = lambda: None,
 ) -> list[BoundRow]:
     """Cramer-Rao bound for each K, SNR and value of a swept setting; as ``rismusic bound`` prints it.
@@ -305,7 +306,7 @@ def plan(
     budget: LinkBudgetSpec | None = None,
     scenes: int = 30,
     seed: int = 0,
-    kind: Literal["conditional", "unconditional"] = "conditional",
+    kind: BoundKind = "conditional",
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> PlanResult:
     """Find the smallest systems whose median position error bound reaches a target at a range.

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, WAVES
+from rismusic.array import SPEED_OF_LIGHT, WAVES, Panel
 from rismusic.estimation.classical import fit_known
 from rismusic.estimation.grid import Volume, searched_grid
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
@@ -53,6 +53,20 @@ SETTINGS = LocateSpec(
 )
 """Settings of a quick search."""
 
+# The least range of a small panel: the default one (0.5 m at a wavelength of 0.3 m) in wavelengths, but not
+# below this part of the aperture, since the points of a grid multiply with the inverse of the least range.
+_LEAST_RANGE_WAVELENGTHS, _LEAST_RANGE_APERTURES = 0.5 / 0.3, 0.5
+
+
+def scaled_to(settings: LocateSpec, panel: Panel) -> LocateSpec:
+    """The settings with a least range that suits the panel.
+
+    Near sources of a small panel at a short wavelength are nearer than the default least range. Their fits
+    would end at the boundary of the search volume, where a wrong form of the wave can fit better.
+    """
+    least = max(_LEAST_RANGE_WAVELENGTHS * panel.wavelength, _LEAST_RANGE_APERTURES * panel.aperture)
+    return settings.replace(range_min_m=min(settings.range_min_m, least))
+
 
 def as_subcarriers(recording: Recording) -> Recording | None:
     """The recording with each snapshot as a subcarrier, at the most likely bandwidth.
@@ -80,9 +94,10 @@ def with_bandwidth(recording: Recording, bandwidth: float) -> Recording:
 def _bandwidth(recording: Recording) -> float:
     """The most likely bandwidth for the true sources, or for one that is searched without truth."""
     bare = replace(recording, noise_variance=None)
+    settings = scaled_to(SETTINGS, bare.panel)
     if recording.truth is None:
         one = torch.ones(len(bare), dtype=torch.int64, device=bare.snapshots.device)
-        sources = fit_known(bare.stacked(), one, searched_grid(bare, SETTINGS), SETTINGS).sources
+        sources = fit_known(bare.stacked(), one, searched_grid(bare, settings), settings).sources
     else:
         sources = recording.truth
     positions, active = unpack(sources, bare)
@@ -95,7 +110,7 @@ def _bandwidth(recording: Recording) -> float:
         if recording.truth is None:
             # The best positions for one wavelength are not those for this bandwidth.
             form = with_bandwidth(bare, best).stacked()
-            positions = refine(form, positions, active, Volume.from_spec(SETTINGS), options=ROUGH).positions
+            positions = refine(form, positions, active, Volume.from_spec(settings), options=ROUGH).positions
         tried = [best * ratio**power for power in (-1.0, -0.5, 0.0, 0.5, 1.0)]
         ratio = ratio**0.5
     return best

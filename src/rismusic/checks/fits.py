@@ -44,12 +44,15 @@ from rismusic.checks.conventions import (
     CHANGES,
     SETTINGS,
     SYMBOLS_CONSTANT,
+    Change,
     Evidence,
     WrongConvention,
     applicable,
     best_change,
+    scaled_to,
 )
 from rismusic.estimation.classical import fit_known, fit_known_symbols
+from rismusic.estimation.diagnosis import wide_settings
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.likelihood import conditional_cost, sufficient_statistics
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, fit_powers, refine, unpack
@@ -58,6 +61,7 @@ from rismusic.estimation.noise import most_sources
 from rismusic.estimation.signal_model import as_fitted
 from rismusic.io import Recording
 from rismusic.sources import Sources
+from rismusic.spec import LocateSpec
 
 _DEVIATIONS = 5.5
 
@@ -214,7 +218,26 @@ class BlindFit:
             named = best_change(self.evidence(), self.threshold, blind=True)
             if named is not None and not named.alike:
                 break
-        return named
+        return named if named is None or self._holds_anywhere(named.change) else None
+
+    def _holds_anywhere(self, change: Change) -> bool:
+        """Whether a change also fits better if the sources may be in any direction, at any range.
+
+        The fit of a source outside the volume of the quick search ends at its boundary, where a wrong form
+        can be more likely. True for panels that are too large for a search of all directions.
+        """
+        recorded, changed = (
+            _Form(form.recording, wide_settings(form.recording, form.settings))
+            for form in (self._recorded, self._changed[change])
+        )
+        if max(recorded.size, changed.size) > _LARGEST:
+            return True
+        step = max(1, min(_TOGETHER, _BLOCK // max(recorded.size, changed.size)))
+        gain, refit = 0.0, change.family in _SAME_SOURCES
+        for start in range(0, self.scenes, step):
+            scenes = slice(start, min(start + step, self.scenes))
+            gain += float(_gain(_Fitted(recorded, scenes), changed, refit=refit).sum())
+        return gain >= self.threshold
 
     def evidence(self) -> list[Evidence]:
         """Evidence for each change so far."""
@@ -224,18 +247,11 @@ class BlindFit:
         ]
 
     def _search(self, scenes: slice) -> None:
-        recorded = self._recorded.fit(scenes)
-        plain = self._recorded.evidence(scenes, recorded)
-        self.scenes += len(plain)
+        recorded = _Fitted(self._recorded, scenes)
+        self.scenes += len(recorded.evidence)
         for change in list(self._open):
-            form = self._changed[change]
-            fit = form.fit(scenes)
-            one, other = plain, form.evidence(scenes, fit)
-            if change.family in _SAME_SOURCES:
-                # Each fit is a start for the other model, so that the luck of a search is no evidence.
-                one = torch.maximum(one, self._recorded.evidence(scenes, self._recorded.refit(scenes, fit)))
-                other = torch.maximum(other, form.evidence(scenes, form.refit(scenes, recorded)))
-            gain = other - one
+            refit = change.family in _SAME_SOURCES
+            gain = _gain(recorded, self._changed[change], refit=refit)
             self._ratio[change] += float(gain.sum())
             self._improved[change] += int((gain > 0).sum())
             self._scenes_used[change] += len(gain)
@@ -246,26 +262,27 @@ class BlindFit:
 class _Form:
     """One form of the recording, with the search grid of its panel."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, settings: LocateSpec | None = None) -> None:
         self.recording = recording
+        self.settings = settings or scaled_to(SETTINGS, recording.panel)
         # L, or F L.
         snapshots = recording.snapshots[0, ..., 0].numel()
-        self.size = snapshots * len(recording.elements) * _points(recording.panel)
+        self.size = snapshots * len(recording.elements) * _points(recording.panel, self.settings)
 
     def fit(self, scenes: slice) -> Fit:
         """Sources that a quick search estimates."""
         part = as_fitted(self.recording[scenes])
         if part.link.pilots is not None:
-            return fit_known_symbols(part, "auto", self._grid, SETTINGS)
+            return fit_known_symbols(part, "auto", self._grid, self.settings)
         most = most_sources(part, self._grid.volume)
-        count = torch.full((len(part),), min(int(SETTINGS.sources), most))
-        return fit_known(part, count.to(part.snapshots.device), self._grid, SETTINGS)
+        count = torch.full((len(part),), min(int(self.settings.sources), most))
+        return fit_known(part, count.to(part.snapshots.device), self._grid, self.settings)
 
     def refit(self, scenes: slice, start: Fit) -> Fit:
         """The fit that starts at the sources of another one."""
         part = as_fitted(self.recording[scenes])
         positions, active = unpack(start.sources, part)
-        end = refine(part, positions, active, self._grid.volume, criterion=SETTINGS.criterion)
+        end = refine(part, positions, active, self._grid.volume, criterion=self.settings.criterion)
         return complete_fit(part, end.positions, active, end.converged, self._grid.volume)
 
     def evidence(self, scenes: slice, fit: Fit) -> Float[Tensor, "S"]:
@@ -275,14 +292,37 @@ class _Form:
 
     @cached_property
     def _grid(self) -> SearchGrid:
-        return SearchGrid.cover(self.recording.panel, Volume.from_spec(SETTINGS), SETTINGS.oversampling)
+        volume = Volume.from_spec(self.settings)
+        return SearchGrid.cover(self.recording.panel, volume, self.settings.oversampling)
 
 
-def _points(panel: Panel) -> int:
+class _Fitted:
+    """The fit of some scenes under one form, and its log-evidence."""
+
+    def __init__(self, form: _Form, scenes: slice) -> None:
+        self.form, self.scenes = form, scenes
+        self.fit = form.fit(scenes)
+        self.evidence = form.evidence(scenes, self.fit)
+
+
+def _gain(recorded: _Fitted, changed: _Form, *, refit: bool) -> Float[Tensor, "S"]:
+    """Log-evidence that a change gains over the recorded form.
+
+    With ``refit``, each fit is a start for the other form, so that the luck of a search is no evidence.
+    """
+    scenes, fit = recorded.scenes, changed.fit(recorded.scenes)
+    one, other = recorded.evidence, changed.evidence(scenes, fit)
+    if refit:
+        one = torch.maximum(one, recorded.form.evidence(scenes, recorded.form.refit(scenes, fit)))
+        other = torch.maximum(other, changed.evidence(scenes, changed.refit(scenes, recorded.fit)))
+    return other - one
+
+
+def _points(panel: Panel, settings: LocateSpec) -> int:
     """Approximate size of the grid for this panel, without building it, which may need too much memory."""
-    volume, p = Volume.from_spec(SETTINGS), panel.elements
+    volume, p = Volume.from_spec(settings), panel.elements
     spread = torch.stack((p[:, 0], p[:, 1], p.square().sum(-1) / 2)).std(dim=1, correction=0)
     extent = p.new_tensor([high - low for low, high in zip(volume.lower, volume.upper, strict=True)])
     # Widths as in SearchGrid.cover, on the axis, where the focus is sharpest.
-    steps = extent * SETTINGS.oversampling * panel.wavenumber * spread * math.sqrt(12) / (2 * math.pi)
+    steps = extent * settings.oversampling * panel.wavenumber * spread * math.sqrt(12) / (2 * math.pi)
     return int(steps.clamp_min(1).prod())

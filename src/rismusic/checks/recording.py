@@ -1,4 +1,4 @@
-"""Facts about a recording file, and checks for common mistakes in it.
+"""Facts about a recording, and checks for common mistakes in it.
 
 Files that cannot be used are rejected when they are read. This module checks files that can be read for
 implausible values and wrong conventions, the usual mistakes when a measurement is exported.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +18,12 @@ from torch import Tensor
 from rismusic.array import SPEED_OF_LIGHT, Panel, to_db
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
 from rismusic.checks.fits import BlindFit, TruthFit
-from rismusic.errors import InputError
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
-from rismusic.estimation.estimate import Estimate
+from rismusic.estimation.estimate import Estimate, Note
 from rismusic.estimation.model_error import can_err
-from rismusic.estimation.signal_model import clipped_share
-from rismusic.io import Recording, RecordingFile, open_recording
+from rismusic.estimation.receiver import clipped_share
+from rismusic.io import Recording, check_recording, open_recording, validate
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
 
@@ -148,6 +147,13 @@ class CheckFinding:
     remedy: str
     alike: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        alike = f"\n  Fits as well: {', '.join(self.alike)}." if self.alike else ""
+        return (
+            f"suspicious: {self.name}: {self.meaning}: {self.value:.3g} (at most {self.threshold:.3g}).\n"
+            f"  To try: {self.remedy}.{alike}"
+        )
+
     @classmethod
     def of(cls, wrong: WrongConvention) -> CheckFinding:
         """The finding of a wrong convention."""
@@ -163,66 +169,92 @@ class CheckReport:
     facts: dict[str, str]
     findings: list[CheckFinding]
 
+    def __str__(self) -> str:
+        facts = [f"{name}: {value}" for name, value in self.facts.items()]
+        return "\n".join([*facts, *(map(str, self.findings) if self.findings else ["Nothing suspicious."])])
 
-def check(path: str | Path, *, fit: bool = True) -> CheckReport:
-    """Check a recording file, as ``rismusic check`` does.
 
-    Every scene is read once, block by block, so that the file may be larger than memory. Wrong conventions
-    are detected with the truth of the first 256 scenes or, without truth, by fits to a few scenes.
+def check(recording: str | Path | Recording, *, fit: bool = True) -> CheckReport:
+    """Look for common mistakes in a recording, as ``rismusic check`` does.
+
+    Every scene of a file is read once, block by block, so that the file may be larger than memory. Wrong
+    conventions are detected with the truth of the first 256 scenes or, without truth, by fits to a few
+    scenes.
 
     Args:
-        path: an ``.h5``, ``.npz`` or ``.mat`` file.
-        fit: whether to check the conventions of a file without truth, which takes some seconds.
+        recording: a recording, or the name of an ``.h5``, ``.npz`` or ``.mat`` file.
+        fit: whether to check the conventions of a recording without truth, which takes some seconds.
+
+    Returns:
+        Facts and findings. ``print`` shows them as sentences.
 
     Raises:
-        InputError: the file cannot be read as a recording.
+        InputError: the recording is invalid, or the file cannot be read as one.
+
+    Example:
+        >>> print(check(load_sample("ideal_10dB")))
     """
-    if isinstance(path, Recording):
-        raise InputError(
-            "path", "must be the name of a file; got a recording. First write it, with rismusic.write"
-        )
-    with open_recording(path) as file:
-        panel = file.panel
-        statistics, conventions = _Statistics(), "not tried (no truth)"
-        first: Recording | None = None
-        for recording in file.batches(_BLOCK):
-            statistics.add(recording)
-            first = recording if first is None else first
-        wrong: list[WrongConvention] = []
-        if statistics.truth.scenes:
-            assert first is not None
-            wrong = _wrong_conventions(_name_with_truth, statistics.truth.wrong_convention(), first)
-            conventions = f"tried on the truth of {counted(statistics.truth.scenes, 'scene')}"
-        elif fit and first is not None:
-            search = BlindFit(first)
-            if search.feasible:
-                wrong = _wrong_conventions(_name_without_truth, search.search(), first)
-                conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
-            else:
-                conventions = "not tried (no truth, and a panel too large for quick fits)"
-        values = {**statistics.values(), **_panel_values(panel)}
-        departures = []
-        form = None if first is None else _corrected(first, wrong)
-        # Known symbols are tested against free ones.
-        if fit and form is not None and (form.pilots is not None or can_err(form.stacked())):
-            located = _located(form)
-            departures = _departures(located)
-            if not departures and not values.get("noise_too_loud"):
-                values["noise_variance_off"] = _noise_factor(form, located)
-        if statistics.range and panel.fraunhofer_distance > 0:  # one element has no near field
-            values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
-        if wrong:
-            values.pop("channel_rank", None)  # it depends on the model
+    if not isinstance(recording, (str, Path)):
+        check_recording(recording)
+        held = recording.to("cpu")
+        validate(held)  # it may have been changed since it was made
+        blocks = (held[start : start + _BLOCK] for start in range(0, len(held), _BLOCK))
+        return _check(blocks, held[:1], {"scenes S": str(len(held))}, {}, fit=fit)
+    with open_recording(recording) as file:
+        head = {"file": f"{file.path} ({file.format})", "scenes S": str(file.scenes)}
+        ignored = {"fields not used": ", ".join(file.ignored)} if file.ignored else {}
+        return _check(file.batches(_BLOCK), file[:1], head, ignored, fit=fit)
+
+
+def _check(
+    blocks: Iterable[Recording],
+    scene: Recording,
+    head: dict[str, str],
+    tail: dict[str, str],
+    *,
+    fit: bool,
+) -> CheckReport:
+    """The report on the scenes of all blocks. ``scene`` is one of them; ``head`` and ``tail`` are facts."""
+    panel = scene.panel
+    statistics, conventions = _Statistics(), "not tried (no truth)"
+    first: Recording | None = None
+    for recording in blocks:
+        statistics.add(recording)
+        first = recording if first is None else first
+    wrong: list[WrongConvention] = []
+    if statistics.truth.scenes:
+        assert first is not None
+        wrong = _wrong_conventions(_name_with_truth, statistics.truth.wrong_convention(), first)
+        conventions = f"tried on the truth of {counted(statistics.truth.scenes, 'scene')}"
+    elif fit and first is not None:
+        search = BlindFit(first)
+        if search.feasible:
+            wrong = _wrong_conventions(_name_without_truth, search.search(), first)
+            conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
         else:
-            values["truth_unexplained"] = statistics.truth.residual_energy
-        findings = [CheckFinding.of(one) for one in wrong]
-        findings += [
-            CheckFinding(name, values[name], *row)
-            for name, row in CHECKS.items()
-            if values.get(name, 0) > row[0]
-        ]
-        findings += departures
-        return CheckReport({**_facts(file, panel, statistics), "conventions": conventions}, findings)
+            conventions = "not tried (no truth, and a panel too large for quick fits)"
+    values = {**statistics.values(), **_panel_values(panel)}
+    departures = []
+    form = None if first is None else _corrected(first, wrong)
+    # Known symbols are tested against free ones.
+    if fit and form is not None and (form.pilots is not None or can_err(form.stacked())):
+        located = _located(form)
+        departures = _departures(located)
+        if not departures and not values.get("noise_too_loud"):
+            values["noise_variance_off"] = _noise_factor(form, located)
+    if statistics.range and panel.fraunhofer_distance > 0:  # one element has no near field
+        values["truth_far"] = float(torch.cat(statistics.range).median()) / panel.fraunhofer_distance
+    if wrong:
+        values.pop("channel_rank", None)  # it depends on the model
+    else:
+        values["truth_unexplained"] = statistics.truth.residual_energy
+    findings = [CheckFinding.of(one) for one in wrong]
+    findings += [
+        CheckFinding(name, values[name], *row) for name, row in CHECKS.items() if values.get(name, 0) > row[0]
+    ]
+    findings += departures
+    facts = {**head, **_facts(scene, statistics), **tail, "conventions": conventions}
+    return CheckReport(facts, findings)
 
 
 def _located(recording: Recording) -> Estimate:
@@ -245,10 +277,10 @@ def _noise_factor(recording: Recording, estimate: Estimate) -> float:
 def _departures(estimate: Estimate) -> list[CheckFinding]:
     """Departures from the signal model that are recognised in most of the first scenes."""
     said: dict[str, dict[int, str]] = {}
-    for scene, reasons in enumerate(estimate.reasons):
-        for reason in reasons:
-            if reason.departure:
-                said.setdefault(reason.departure, {}).setdefault(scene, reason)
+    for scene, sentences in enumerate(estimate.warnings):
+        for sentence in sentences:
+            if isinstance(sentence, Note) and sentence.departure:
+                said.setdefault(sentence.departure, {}).setdefault(scene, sentence)
     findings = []
     for name, scenes in said.items():
         if 2 * len(scenes) > len(estimate):
@@ -375,19 +407,18 @@ def _panel_values(panel: Panel) -> dict[str, float]:
     return values
 
 
-def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[str, str]:
-    link = "none (the panel is sampled directly)"
-    if not file.direct:
+def _facts(scene: Recording, statistics: _Statistics) -> dict[str, str]:
+    panel, link = scene.panel, "none (the panel is sampled directly)"
+    if scene.channel is not None:
         words = {True: "per scene", False: "for all scenes"}
-        link = f"one channel {words[file.channel_per_scene]}, one codebook {words[file.codes_per_scene]}"
+        link = f"one channel {words[scene.channel_per_scene]}, one codebook {words[scene.codes_per_scene]}"
+    L, M = scene.snapshots.shape[-2:]
     facts = {
-        "file": f"{file.path} ({file.format})",
-        "scenes S": str(file.scenes),
-        "snapshots L": str(file.snapshots),
-        "receiver outputs M": str(file.antennas),
-        "elements N": str(file.size),
-        **({"subcarriers F": _subcarriers(file)} if "frequencies" in file.fields else {}),
-        "wavelength": f"{file.wavelength:.6g} m ({1e-6 * SPEED_OF_LIGHT / file.wavelength:.6g} MHz)",
+        "snapshots L": str(L),
+        "receiver outputs M": str(M),
+        "elements N": str(panel.size),
+        **({} if scene.frequencies is None else {"subcarriers F": _subcarriers(scene.frequencies)}),
+        "wavelength": f"{scene.wavelength:.6g} m ({1e-6 * SPEED_OF_LIGHT / scene.wavelength:.6g} MHz)",
         "nearest elements": (
             f"{panel.spacing / panel.wavelength:.3g} wavelengths apart"
             if panel.size > 1
@@ -397,8 +428,8 @@ def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[s
         "Fresnel distance": f"{panel.fresnel_distance:.3g} m",
         "Fraunhofer distance": f"{panel.fraunhofer_distance:.3g} m (range can be estimated well inside it)",
         "link": link,
-        "wave": file.wave + (f", cos^{file.pattern_exponent:g} elements" if file.pattern_exponent else ""),
-        "symbols": file.symbols,
+        "wave": scene.wave + (f", cos^{scene.pattern_exponent:g} elements" if scene.pattern_exponent else ""),
+        "symbols": scene.symbols,
         "noise variance": "given" if statistics.snr_db else "not given",
     }
     if statistics.snr_db:
@@ -411,13 +442,9 @@ def _facts(file: RecordingFile, panel: Panel, statistics: _Statistics) -> dict[s
         facts["truth"] = f"scenes x sources: {counts}"
         if len(ranges):
             facts["true ranges"] = f"{float(ranges.min()):.3g} to {float(ranges.max()):.3g} m"
-    if file.ignored:
-        facts["fields not used"] = ", ".join(file.ignored)
     return facts
 
 
-def _subcarriers(file: RecordingFile) -> str:
-    frequencies = file[:1].frequencies
-    assert frequencies is not None
+def _subcarriers(frequencies: Tensor) -> str:
     low, high = (float(value) / 1e6 for value in (frequencies.min(), frequencies.max()))
     return f"{len(frequencies)} from {low:.6g} to {high:.6g} MHz"

@@ -230,15 +230,9 @@ class Check(Command):
             facts.add_row(name, plain(value))
         console.print(facts)
         for finding in result.findings:
-            console.print(
-                Text.assemble(
-                    ("\nsuspicious:", "bold yellow"),
-                    f" {finding.name}: {finding.meaning}: {finding.value:.3g}"
-                    f" (at most {finding.threshold:.3g}).\n  To try: {finding.remedy}.",
-                )
-            )
-            if finding.alike:
-                console.print(f"  Fits as well: {', '.join(finding.alike)}.")
+            text = Text(f"\n{finding}")
+            text.highlight_words(["suspicious:"], "bold yellow")
+            console.print(text)
         if not result.findings:
             console.print("\nNothing suspicious.")
 
@@ -300,11 +294,11 @@ class Calibrate(Command):
         from rismusic.estimation.noise import check_fit
         from rismusic.hybrid import BLOCK_SCENES
         from rismusic.io import read
-        from rismusic.panel_calibration import calibrate_panel, check_recording
+        from rismusic.panel_calibration import calibrate_panel, check_calibratable
 
         recording = read(self.file)
         with in_file(self.file):
-            check_recording(recording)
+            check_calibratable(recording)
         blocks = math.ceil(len(recording) / BLOCK_SCENES)
         is_builtin = ESTIMATORS.is_builtin(self.settings.method)
         workers = self.workers or default_division(blocks, usable_cores(), threaded=is_builtin)[0]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rismusic import covariance, metrics
+from rismusic import covariance
 from rismusic.doctor.case import Case
 from rismusic.doctor.state import names
 from rismusic.nn import data, learner, losses, network, validation
@@ -67,8 +67,6 @@ _SUSPECTS: tuple[tuple[str, str, _Suspect], ...] = (
     ("REPLAY", "", lambda case: type(case.learner).step),
     ("HELDOUT", "several times|set|SNR|sources|scenes of", lambda case: case.trainer.scenes.validation),
     ("HELDOUT", "", lambda _: validation.validate),
-    ("SCORES", "matching|gate|hits", lambda _: metrics.match),
-    ("SCORES", "", lambda _: metrics.score),
     ("FILES", "resume", lambda case: type(case.trainer).resume),
     ("FILES", "", lambda case: type(case.trainer)._save_weights),
 )
@@ -104,7 +102,7 @@ _LOSSES = "TERMS SLOPE SYMMETRY LOSS HELDOUT"
 # The other checks of the package's own training.
 _PACKAGE = (
     "PANEL WAVE TRUTH POSITIONS LINK DRAWS LEAK R_SAMP STAGES BACKWARD OPTIMIZER INSIDE INPUT GRADPATH GRAD "
-    "SCHEDULE STEP DECAY FINITE SCORES REPLAY FILES"
+    "SCHEDULE STEP DECAY FINITE REPLAY FILES"
 )
 _EFFECTS: dict[str, frozenset[str]] = {
     tag: names(effects)

@@ -49,7 +49,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("STEP", training_checks.check_step),
     ("DECAY", training_checks.check_weight_decay),
     ("FINITE", training_checks.check_non_finite_gradient),
-    ("SCORES", training_checks.check_scores),
     ("REPLAY", replay_checks.check_replay),
     ("HELDOUT", replay_checks.check_validation_set),
     ("FILES", replay_checks.check_files),

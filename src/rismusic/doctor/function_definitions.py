@@ -20,11 +20,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.func import functional_call
 
+from rismusic.crb import recording_crb
 from rismusic.doctor import references as ref
 from rismusic.doctor.hypotheses import given, setting, step
 from rismusic.doctor.state import names
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.spectra import music, rap_music_sources
+from rismusic.metrics import match, score
+from rismusic.nn import validation
 from rismusic.nn.data import channel_dropout
+from rismusic.nn.losses import Targets
+from rismusic.nn.validation import covariance_statistics
 from rismusic.simulation.random_numbers import Draws, Stream
 from rismusic.sources import Sources
 from rismusic.spec import limits
@@ -38,6 +44,12 @@ _LEAST_NOISE, _LEAST_SIGNAL = 1e-5, 0.1
 _IDENTITY = 0.25
 # Forms of the losses: Huber scales, width of the heat map (grid steps), label smoothing, largest eigengap.
 _ANGLE_DEG, _LOG_RANGE, _WIDTH, _SMOOTHING, _MARGIN = 5.0, 0.3, 0.6, 0.05, 0.1
+# Standard errors that a statistic of random numbers may reach.
+_ERRORS = 6.0
+# Share of the energy of the grid's steering vectors that their basis may leave out.
+_LEFT_OUT = 2.5e-3
+# Step of numerical derivatives.
+_STEP = 1e-5
 # Iterations of the estimate of the noise variance, candidates of the first draw of positions.
 _NOISE_STEPS, _CANDIDATES = 30, 8
 
@@ -82,6 +94,20 @@ def _steering(panel: Any, azimuth: Tensor, elevation: Tensor, range: Tensor) -> 
         return None
     elements, uniform = panel.elements.double().cpu(), panel.wave == "uniform"
     return ref.steering_vectors(elements, panel.wavelength, azimuth, elevation, range, uniform=uniform)
+
+
+@_of("array:steering_with_log_derivatives")
+def _log_derivatives(panel: Any, azimuth: Tensor, elevation: Tensor, range: Tensor) -> Any:
+    """Numerical derivatives, by 1 / range for the range."""
+    position = (azimuth, elevation, 1 / range)
+    A, slopes = _steering(panel, azimuth, elevation, range), []
+    if A is None:
+        return None
+    for n in (0, 1, 2):
+        moved = [[one + turn * (m == n) for m, one in enumerate(position)] for turn in (_STEP, -_STEP)]
+        ends = [_steering(panel, x, y, 1 / q) for x, y, q in moved]
+        slopes.append((ends[0] - ends[1]) / (2 * _STEP * A))
+    return A, torch.stack(slopes, -1)
 
 
 @_of("array:_Rays.__init__")
@@ -158,6 +184,63 @@ def _grid(self: Any) -> Any:
     return {"inside": inside.double(), **parts}
 
 
+def _at_places(grid: SearchGrid, values: Tensor, found: Tensor, right: Tensor) -> Any:
+    """Cells of the chosen points; of points of one height, any."""
+    _, Y, Z = grid.shape
+    maps, found = values.cpu().reshape(len(right), -1), found.cpu().reshape(len(right), -1)
+    if found.shape != right.shape:
+        return {"number of points": (torch.tensor(found.shape[1]), torch.tensor(right.shape[1]))}
+    inside = grid.inside.cpu()
+    same = (maps.gather(1, found) == maps.gather(1, right)) & inside[found]
+    cells = [torch.stack((i // (Y * Z), i // Z % Y, i % Z), -1).double() for i in (found, right)]
+    cells[1][same] = cells[0][same]
+    return {"cells (u_x, u_y, 1 / r) of the points": (cells[0], cells[1])}
+
+
+_APART = "the least distance of two peaks (beam widths)"
+
+
+@_of("estimation.grid:_chosen")
+def _chosen(box: Tensor, grid: Any, count: int, separation: float, result: Any) -> Any:
+    maps = given("the map", box.flatten(1).double().cpu())
+    right = ref.peaks(grid, maps, count, setting(_APART, separation))
+    return _at_places(grid, box, result[0], right)
+
+
+@_of("estimation.grid:highest_points")
+def _highest_points(values: Tensor, grid: Any, count: int, result: Tensor) -> Any:
+    maps = given("the map", values.reshape(-1, values.shape[-1]).double().cpu())
+    return _at_places(grid, values, result, ref.peaks(grid, maps, count, setting(_APART, 0.5)))
+
+
+# Sources.
+
+
+@_of("sources:Sources.steering")
+def _steering_of_sources(self: Sources, panel: Any) -> Any:
+    if not _plain(panel) or self.azimuth.ndim != 2:
+        return None
+    return ref.true_steering(
+        self, panel.elements.double().cpu(), panel.wavelength, uniform=panel.wave == "uniform"
+    )
+
+
+_of("sources:Sources.active")(lambda self: self.azimuth == self.azimuth)
+
+
+@_of("sources:Sources.filled")
+def _filled(self: Sources) -> Any:
+    return tuple(
+        one.nan_to_num(nan=free)
+        for one, free in ((self.azimuth, 0.0), (self.elevation, 0.0), (self.range, 1.0))
+    )
+
+
+@_of("sources:Sources.position")
+def _position(self: Sources) -> Tensor:
+    return torch.stack([u * self.range for u in _direction(self.azimuth, self.elevation)], -1)
+
+
 # Covariances.
 
 
@@ -191,6 +274,25 @@ def _conditioned(covariance: Tensor, conditioning: Any) -> Tensor:
 def _blend(predicted: Tensor, sample: Tensor, beta: Any) -> Tensor:
     b = beta[..., None, None] if isinstance(beta, Tensor) else setting("beta", beta)
     return (1 - b) * ref.unit_trace(predicted) + b * ref.unit_trace(sample)
+
+
+def _in_double(own: Any) -> Any:
+    return replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
+
+
+@_of("covariance:BackProjection.covariance")
+def _of_fields(self: Any) -> Tensor:
+    return torch.einsum("sln,slm->snm", self.field, self.field.conj()) / self.field.shape[1]
+
+
+@_of("covariance:Covariance.eigen")
+def _eigen(self: Tensor, count: int, result: Any) -> Any:
+    values, U = (one.cpu() for one in result)
+    U, falling = U.to(self.dtype), torch.linalg.eigvalsh(self).flip(-1)[..., :count]
+    return {
+        "eigenvalues": (values, falling),
+        "R U and U times the eigenvalues": (self @ U, U * falling[..., None, :]),
+    }
 
 
 @_of("covariance:Covariance.inverse_root")
@@ -510,14 +612,18 @@ def _target_loaded(R: Tensor, conditioning: Any) -> Tensor:
     return _conditioned(R, conditioning)
 
 
+_of("nn.losses:Targets.conditioned")(
+    lambda self: _target_loaded(ref.dense(self.true), _in_double(self.conditioning))
+)
+
+
 def loss_terms(
     prediction: Any, targets: Any, beta: float, weights: Mapping[str, float]
 ) -> dict[str, Callable[[], Tensor]]:
     """Every loss of a prediction by its definition; the assignment of heads depends on the weights."""
     around = targets.around().to(torch.complex128).cpu()
     number = (~targets.truth.azimuth.isnan()).sum(-1).cpu()
-    own = targets.conditioning
-    conditioning = replace(own, **{name: value.double().cpu() for name, value in vars(own).items()})
+    conditioning = _in_double(targets.conditioning)
 
     a, b = (v.to(torch.complex128).cpu() for v in (prediction.angle_factor, prediction.range_factor))
 
@@ -679,6 +785,66 @@ def _initial(self: Any, result: Any) -> Any:
 _log = _of("nn.network:_log")(lambda value: value.clamp_min(1e-30).log().clamp(-8, 8))
 
 
+def _of_factors(prediction: Any) -> Tensor:
+    factors = (
+        getattr(prediction, f"{name}_factor").to(torch.complex128).cpu() for name in ("angle", "range")
+    )
+    return ref.unit_trace(_predicted(*factors))
+
+
+_of("nn.network:Prediction.covariance")(lambda self: _of_factors(self))
+
+
+@_of("nn.network:Prediction.blended")
+def _blended(self: Any, sample: Any, conditioning: Any, beta: Any) -> Tensor:
+    return _blend_loaded(_blend(_of_factors(self), ref.dense(sample), beta), _in_double(conditioning))
+
+
+@_of("nn.network:Network.__init__")
+def _network(self: Any, grid: Any) -> Any:
+    X, Y, Z = grid.shape
+    x, y = (2 * torch.arange(n).double() / max(n - 1, 1) - 1 for n in (X, Y))
+    reached = grid.inside.cpu().view(X, Y, Z).sum(-1) > 0
+    place = torch.stack((x[:, None].expand(X, Y), y.expand(X, Y), reached.double()))
+    return {"coordinates and inside of the cells": (self.place, place)}
+
+
+@_of("nn.statistics:GridStatistics.__init__")
+def _grid_statistics(self: Any, grid: Any) -> Any:
+    """The basis is orthonormal, up to columns of 0, and spans the steering vectors of the grid."""
+    B, here = self.basis.to(torch.complex128).cpu(), grid.inside.cpu()
+    gram = B.mH @ B
+    a = _steering(grid.panel, *(getattr(grid, n).cpu()[here] for n in ("azimuth", "elevation", "range")))
+    found = {"Gram matrix of the basis": (gram, torch.diag(gram.diagonal().abs().round()).to(gram.dtype))}
+    if a is None:
+        return found
+    energy = float((B.mH @ a).abs().square().sum()) / a.shape[1]
+    return found | {
+        "energy of the steering in the basis": (energy, energy if energy > 1 - _LEFT_OUT else 1.0)
+    }
+
+
+@_of("nn.network:Network._reset")
+def _initial_weights(self: Any) -> Any:
+    """Standard deviations over 1 / sqrt(inputs): 1, in output layers 0.1; biases 0 and scales of norms 1."""
+    found: dict[str, Any] = {}
+    for name, weight in self.named_parameters():
+        value = weight.detach().double().cpu()
+        if weight.ndim == 1:
+            usual = float("norm" in name.split(".")[-2] and name.endswith("weight"))
+            found[f"initial {name}"] = (value, torch.full_like(value, usual))
+            continue
+        output = name.startswith("details.") or ".write." in name or name == "count.2.weight"
+        size, usual = float((value.square().mean() * value[0].numel()).sqrt()), 0.1 if output else 1.0
+        # Of n numbers, the standard deviation is known to 1 / sqrt(2 n) of itself.
+        known = abs(size / usual - 1) < _ERRORS / math.sqrt(2 * value.numel())
+        found[f"standard deviation of the initial {name} times the root of its inputs"] = (
+            size,
+            size if known else usual,
+        )
+    return found
+
+
 @_of("nn.network:_dropout")
 def _dropped(branch: Tensor, mask: Tensor | None, row: int) -> Tensor:
     return branch if mask is None else branch * mask[:, row, :, None]
@@ -737,6 +903,27 @@ def _hidden(self: Any, epoch: int, step: int, result: list[bool]) -> Any:
 @_of("nn.data:with_estimated_noise")
 def _estimated(recording: Any) -> Any:
     return None if (noise := _guess(recording)) is None else {"noise_variance": noise}
+
+
+@_of("nn.data:TrainingScenes._network_input")
+def _entered(self: Any, recording: Any, hide_noise: bool, result: Any) -> Any:
+    if self.spec.system.hardware.response_error:
+        return None
+    names = ("snapshots", "channel", "codes")
+    pairs = {n: (getattr(result, n), v) for n in names if (v := getattr(recording, n)) is not None}
+    noise = _guess(recording) if hide_noise else recording.noise_variance
+    return pairs | ({} if noise is None else {"noise variance": (result.noise_variance, noise)})
+
+
+@_of("nn.data:TrainingScenes.scored")
+def _scored_scenes(self: Any, result: Any) -> Any:
+    """Of every second scene, the network gets an estimate of the noise variance."""
+    if self.spec.system.hardware.response_error or (noise := _guess(result[0])) is None:
+        return None
+    odd = torch.arange(len(noise)) % 2 == 1
+    right = torch.where(odd, noise, result[0].noise_variance.double().cpu())
+    number = float(len(result[0])), float(self.spec.scored_scenes)
+    return {"number of scenes": number, "noise variance": (result[1].noise_variance, right)}
 
 
 @_of("estimation.noise:guess_noise")
@@ -857,10 +1044,14 @@ def _powers(spec: Any, distance: Tensor, active: Tensor, draws: Draws) -> Tensor
 
 
 @_of("simulation.scene:draw_codes")
-def _random_codes(panel: Any, spec: Any, draws: Draws) -> Any:
-    if spec.kind != "random" or (spec.bits != "continuous" and spec.bits > 8):
+def _codes(panel: Any, spec: Any, draws: Draws) -> Any:
+    return _random_codes(panel.rows * panel.columns, spec, draws) if spec.kind == "random" else None
+
+
+@_of("simulation.scene:_random")
+def _random_codes(size: int, spec: Any, draws: Draws) -> Any:
+    if spec.bits != "continuous" and spec.bits > 8:
         return None
-    size = panel.rows * panel.columns
     if spec.bits == "continuous":
         turns = draws.uniform(Stream.CODES, spec.snapshots, size).double().cpu()
     else:
@@ -954,7 +1145,199 @@ def _simulated(self: Any, scenes: Tensor, result: Any) -> Any:
     return pairs | {n: (getattr(result, n), value) for n, value in parts.items() if value is not None}
 
 
-# The learner, and scores.
+# Validation and scores.
+
+
+@_of("metrics:match")
+def _matching(truth: Sources, found: Sources, gate_deg: float, result: Any) -> Any:
+    """As many hits as possible, and of these the least total distance."""
+    gate = setting("the gate (rad)", math.radians(gate_deg))
+    own = [torch.stack((one.azimuth, one.elevation, one.range), -1).double().cpu() for one in (truth, found)]
+    partner = torch.full(own[0].shape[:2], -1)
+    for s, (X, Y) in enumerate(zip(*own, strict=True)):
+        off = (X[:, None, :2] - Y[:, :2]).nan_to_num(nan=9.0)
+        off = torch.stack((_wrapped(off[..., 0]), off[..., 1]), -1)
+        hit = (off.abs() <= gate).all(-1)
+        gain = torch.where(hit, 1e3 - off.square().sum(-1).sqrt(), 0)
+        for i, j in zip(*linear_sum_assignment(gain.numpy(), maximize=True), strict=True):
+            if hit[i, j]:
+                partner[s, i] = int(j)
+    error = torch.full_like(own[0], math.nan)
+    s, i = (partner >= 0).nonzero().T
+    there, true = own[1][s, partner[s, i]], own[0][s, i]
+    error[s, i] = there - true
+    error[..., 0] = _wrapped(error[..., 0])
+    inverse = torch.full_like(error[..., 0], math.nan)
+    inverse[s, i] = 1 / there[:, 2] - 1 / true[:, 2]
+    counts = [(~one[..., 0].isnan()).sum(-1) for one in own]
+    parts = {"hit": partner >= 0, "partner": partner, "error": error, "inverse_range_error": inverse}
+    parts |= {"true_count": counts[0], "found_count": counts[1], "gospa": _gospa(truth, found, 2.0)}
+    return {name: (getattr(result, name), value) for name, value in parts.items()}
+
+
+@_of("metrics:gospa")
+def _gospa(truth: Any, found: Any, cutoff_m: float) -> Any:
+    values = []
+    u = [torch.stack(_direction(one.azimuth, one.elevation), -1) for one in (truth, found)]
+    places = (one * some.range[..., None] for one, some in zip(u, (truth, found), strict=True))
+    for X, Y in zip(*places, strict=True):
+        X, Y = X[X.isfinite().all(-1)], Y[Y.isfinite().all(-1)]
+        cost = (X[:, None] - Y).square().sum(-1).clamp_max(cutoff_m**2).numpy()
+        least = cost[linear_sum_assignment(cost)].sum() if cost.size else 0.0
+        values.append(math.sqrt(least + cutoff_m**2 / 2 * abs(len(X) - len(Y))))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@_of("metrics:score")
+def _score(matched: Any, bound: Any) -> Any:
+    hits, true, found = (float(one.sum()) for one in (matched.hit, matched.true_count, matched.found_count))
+    off = torch.cat((matched.error, matched.inverse_range_error[..., None]), -1).abs().flatten(0, 1)
+    least = torch.full_like(off, math.nan)
+    if bound is not None:
+        own = torch.cat((bound.std, bound.inverse_range_std[..., None]), -1)
+        least = own.double().cpu().flatten(0, 1)
+
+    def median(values: Tensor) -> list[float]:
+        known = [one[~one.isnan()].sort().values for one in values.T]
+        return [float(one[(len(one) - 1) // 2]) if len(one) else math.nan for one in known]
+
+    away, over = (
+        median(off),
+        median(off / (least * math.sqrt(2) * float(torch.erfinv(torch.tensor(0.5).double())))),
+    )
+    return {
+        "scenes": len(matched.hit),
+        "misses": 1 - hits / true if true else 0.0,
+        "recall": hits / true if true else 1.0,
+        "false_alarms": 1 - hits / found if found else 0.0,
+        "precision": hits / found if found else 1.0,
+        "f1": hits / ((true + found) / 2) if true + found else 1.0,
+        "count_right": sum((matched.true_count == matched.found_count).tolist()) / len(matched.hit),
+        "gospa_m": float(matched.gospa.sum()) / len(matched.hit),
+        "azimuth_error_deg": 180 / math.pi * away[0],
+        "elevation_error_deg": 180 / math.pi * away[1],
+        "range_error_m": away[2],
+        **dict(zip(("azimuth_over_bound", "elevation_over_bound"), over[:2], strict=True)),
+        "inverse_range_over_bound": over[3],
+    }
+
+
+@_of("estimation.spectra:rap_music_sources")
+def _located(spectrum: Any, grid: Any, count: Tensor, result: Any) -> Any:
+    """The number of sources, and whether the first one is where the spectrum is highest."""
+    found = result[0]
+    number = (~found.azimuth.isnan()).sum(-1)
+    pairs = {"number of sources": (number.double(), count)}
+    if _plain(grid.panel):
+        V, here = spectrum.vectors.to(torch.complex128).cpu(), number.cpu() > 0
+        at = [getattr(found, n)[:, :1].cpu().nan_to_num(nan=1.0) for n in ("azimuth", "elevation", "range")]
+        points = [getattr(grid, n).cpu()[grid.inside.cpu()] for n in ("azimuth", "elevation", "range")]
+        own, best = (
+            (V.mH @ _steering(grid.panel, *p)).abs().square().sum(-2).amax(-1)[here] for p in (at, points)
+        )
+        pairs["largest value of the spectrum"] = (torch.minimum(own, best), best)
+    return pairs
+
+
+@_of("estimation.spectra:music")
+def _music(covariance: Any, sources: Any, result: Any) -> Any:
+    """The K orthonormal vectors that take most of the power of R."""
+    R, V = ref.dense(covariance), result.vectors.to(torch.complex128).cpu()
+    K = torch.as_tensor(sources).long().cpu().expand(len(R))
+    most = torch.linalg.eigvalsh(R).flip(-1).cumsum(-1).gather(-1, K[:, None] - 1)[:, 0]
+    if int(K.max()) > covariance.rank:
+        return None
+    gram = V.mH @ V
+    found = {"power in the subspace": ((V.conj() * (R @ V)).real.sum((-2, -1)), most)}
+    return found | {
+        "Gram matrix": (gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1).real.round()).to(gram.dtype))
+    }
+
+
+@_of("nn.validation:_score")
+def _scored(learner: Any, scenes: Any, beta: float, result: Any) -> Any:
+    """Of the sources that the search finds with R_blend, and with R_pred, in the most probable number."""
+    scored, entered = scenes.scored()
+    prediction, targets = learner.predict(entered), Targets.of(entered, learner.grid)
+    number = prediction.count_logits.sort(-1).indices[:, -1]
+    blended = prediction.blended(targets.sample, targets.conditioning, beta)
+    found: dict[str, Any] = {}
+    for name, R in (("blend", blended), ("predicted", prediction.covariance)):
+        estimate, _ = rap_music_sources(music(R, number.clamp_min(1)), learner.grid, number)
+        right = vars(score(match(scored.truth, estimate), recording_crb(scored)))
+        found |= {f"{one} of {name}": (getattr(result[0][name], one), value) for one, value in right.items()}
+    statistics = covariance_statistics(prediction.covariance, blended, targets, number)
+    return found | {name: (result[1][name], value) for name, value in statistics.items()}
+
+
+@_of("nn.validation:validate")
+def _validated(learner: Any, scenes: Any, result: Any) -> Any:
+    spec = learner.spec
+    planned = ref.planned_weights(spec.loss, spec.schedule, spec.schedule.epochs - 1, spec.schedule.beta)
+    found: dict[str, Any] = {}
+    totals: list[float] = []
+    terms: dict[str, float] = {}
+    numbers = [len(recording) for recording in scenes.validation()]
+    for recording, number in zip(scenes.validation(), numbers, strict=True):
+        prediction = learner.predict(recording)
+        losses = learner.prediction_losses(prediction, recording, spec.schedule.beta, planned)
+        totals.append(sum(planned[name] * float(value) for name, value in losses.terms.items()))
+        for name, value in {**losses.terms, "loss": totals[-1]}.items():
+            terms[name] = terms.get(name, 0.0) + float(value) * number / sum(numbers)
+    for name, value in terms.items():
+        found[name] = (result.loss if name == "loss" else result.terms[name], value)
+    found["loss of the first batch"] = (result.first_batch, totals[0])
+    scores, statistics = vars(validation)["_score"](learner, scenes, spec.schedule.beta)
+    for name, one in scores.items():
+        own = vars(result.scores[name])
+        found |= {f"{part} of {name}": (own[part], value) for part, value in vars(one).items()}
+    return found | {name: (result.covariance[name], value) for name, value in statistics.items()}
+
+
+@_of("nn.validation:covariance_statistics")
+def _statistics(predicted: Any, blended: Any, targets: Any, count: Tensor) -> Any:
+    R, own, true = ref.dense(predicted), ref.dense(blended), (~targets.truth.azimuth.isnan()).double().sum(-1)
+    T = ref.dense(targets.true)
+    loaded = _conditioned(T, _in_double(targets.conditioning))
+    spread = [math.sqrt(float((n.double() - n.double().mean()).square().mean())) for n in (count, true)]
+    return {
+        "rank_predicted": float(_rank(predicted).double().mean()),
+        "rank_blend": float(_rank(blended).double().mean()),
+        "error_predicted": float(_covariance_error(R, T).mean()),
+        "error_blend": float(_covariance_error(own, loaded).mean()),
+        "variety": _variety(predicted) / max(_variety(targets.true), 1e-6),
+        "sources": float(true.mean()),
+        "count_variety": spread[0] / spread[1] if spread[1] else 1.0,
+    }
+
+
+@_of("nn.validation:rank")
+def _rank(covariance: Any) -> Tensor:
+    s = torch.linalg.svdvals(covariance.factor.to(torch.complex128).cpu()).square()
+    return (s > 1e-6 * s.amax(-1, keepdim=True)).sum(-1)
+
+
+@_of("nn.validation:variety")
+def _variety(covariance: Any) -> float:
+    R = ref.unit_trace(ref.dense(covariance))
+    return float(1 - _energy(R.mean(0)) / _energy(R).mean())
+
+
+# The learner.
+
+
+@_of("nn.learner:Learner.prediction_losses")
+def _losses_of(self: Any, prediction: Any, recording: Any, beta: float, weights: Any, result: Any) -> Any:
+    own = loss_terms(
+        prediction, Targets.of(recording, self.grid), beta, {**self.spec.loss.weights, **weights}
+    )
+    terms = {name: own[name]() for name in result.terms}
+    used = {name: weights.get(name, self.spec.loss.weights[name]) for name in terms}
+    total = sum(used[name] * value for name, value in terms.items())
+    return {
+        "total": (result.total, total),
+        **{name: (result.terms[name], one) for name, one in terms.items()},
+    }
 
 
 @_of("nn.learner:Learner.predict")
@@ -1016,25 +1399,6 @@ def _groups(network: Any, spec: Any, result: list[dict[str, Any]]) -> Any:
             found[f"highest learning rate of {name}"] = (float(group["highest"]), rate)
             found[f"weight decay of {name}"] = (float(group["weight_decay"]), decay)
     return found
-
-
-@_of("metrics:gospa")
-def _gospa(truth: Any, found: Any, cutoff_m: float) -> Any:
-    values = []
-    u = [torch.stack(_direction(one.azimuth, one.elevation), -1) for one in (truth, found)]
-    places = (one * some.range[..., None] for one, some in zip(u, (truth, found), strict=True))
-    for X, Y in zip(*places, strict=True):
-        X, Y = X[X.isfinite().all(-1)], Y[Y.isfinite().all(-1)]
-        cost = (X[:, None] - Y).square().sum(-1).clamp_max(cutoff_m**2).numpy()
-        least = cost[linear_sum_assignment(cost)].sum() if cost.size else 0.0
-        values.append(math.sqrt(least + cutoff_m**2 / 2 * abs(len(X) - len(Y))))
-    return torch.tensor(values, dtype=torch.float64)
-
-
-@_of("nn.validation:variety")
-def _variety(covariance: Tensor) -> float:
-    R = ref.unit_trace(covariance)
-    return float(1 - _energy(R.mean(0)) / _energy(R).mean())
 
 
 @_of("nn.learner:Learner.__init__")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
@@ -35,6 +35,8 @@ _Operation = Callable[..., Any]
 _Change = Callable[..., Any]
 
 _TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent.parent)
 # Largest relative distance of a value from one that explains it.
 TOLERANCE = 2e-4
 # Most runs of a definition in a search.
@@ -114,11 +116,16 @@ _WHOLE: dict[str, Callable[[Tensor], Tensor]] = {
     "that of the definition, rounded to bfloat16": lambda x: _rounded(x, torch.bfloat16),
     "that of the definition, sorted along the last axis alone": lambda x: x.sort(-1).values,
     "that of the definition in reverse order of the last axis": lambda x: x.flip(-1),
-    "that of the next scene (or row)": lambda x: x.roll(-1, 0),
-    "that of the scene (or row) before": lambda x: x.roll(1, 0),
-    "that of the first scene (or row) in every one": lambda x: x[:1].expand_as(x),
-    "the mean of that of the definition over the batch": lambda x: x.mean(0, keepdim=True).expand_as(x),
 }
+# The same along an axis.
+_ALONG: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "that of the next {}": lambda x, a: x.roll(-1, a),
+    "that of the {} before": lambda x, a: x.roll(1, a),
+    "that of the first {} in every one": lambda x, a: x.narrow(a, 0, 1).expand_as(x),
+    "the mean of that of the definition over every {}": lambda x, a: x.mean(a, keepdim=True).expand_as(x),
+}
+# Fewest values, of those that are 0 or 1 only, that tell changes apart.
+_BITS = 16
 # Another value of a number.
 _NUMBERS: tuple[Callable[[float], float], ...] = (
     *(lambda _: 0.0, lambda _: 1.0, lambda c: -c, lambda c: 1 - c, lambda c: 1 / c, lambda c: c / 2),
@@ -252,6 +259,10 @@ class _Operations(TorchFunctionMode):
             return func(*args, **kwargs)
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
             frame = frame.f_back
+        file = frame.f_code.co_filename
+        if file.startswith(_PACKAGE) and not file.startswith(_HERE):
+            # A function of the package that a definition calls has a definition of its own.
+            return func(*args, **kwargs)
         return self.run.call(("operation", frame.f_code, frame.f_lasti, name), name, func, args, kwargs)
 
 
@@ -266,11 +277,15 @@ def _running(run: _Run) -> Iterator[None]:
 
 
 def explanation(
-    found: Sequence[Value], definitions: Sequence[Definition], tolerance: float = TOLERANCE
+    found: Sequence[Value],
+    definitions: Sequence[Definition],
+    tolerance: float = TOLERANCE,
+    others: Sequence[tuple[Value, Definition]] = (),
 ) -> str:
     """The change of a definition that gives the observed values in all cases, or two that do, or ``""``.
 
-    ``tolerance``: largest relative distance of equal values.
+    ``tolerance`` is the largest relative distance of equal values; ``others`` are further results of the same
+    calls with their definitions, which the change must give too.
     """
     with torch.no_grad():
         right = [_wide(one()) for one in definitions]
@@ -291,10 +306,18 @@ def explanation(
     ]
     if max(off, default=0.0) < _ROUNDING:
         return ""
-    for words, form in _WHOLE.items():
+    if sum(one.numel() for one in right) < _BITS and all(bool(((r == 0) | (r == 1)).all()) for r in right):
+        return ""
+    for words, form in _forms(min(one.ndim for one in right)):
         with suppress(*_INAPPLICABLE):
             if all(_near(w, form(r), limit) for w, r, limit in zip(wrong, right, limits, strict=True)):
                 return f": it is {words}"
+    told = len(right)
+    for own, define in others:
+        wrong.append(_wide(own))
+        # They only reject changes that do too much, whatever the rounding errors.
+        limits.append(10 * tolerance * max(float(wrong[-1].norm()), 1e-2))
+        definitions = [*definitions, define]
     notes = [_Run() for _ in definitions]
     for note, one in zip(notes, definitions, strict=True):
         with _running(note):
@@ -302,7 +325,7 @@ def explanation(
     inputs, seen, runs = notes[0].inputs, notes[0].seen, itertools.count()
 
     def value(case: int, site: Site, change: _Change) -> Tensor | None:
-        if next(runs) > _RUNS:
+        if case < told and next(runs) > _RUNS:
             return None
         changed = {site: change}
         if site[0] == "exchange":
@@ -334,21 +357,67 @@ def explanation(
     fits = list(itertools.islice(fitting, 2))
     along = wrong[0] - right[0]
     for site, (name, args, _) in seen.items():
-        for words, index, usual in () if fits else _numbers(site, name, args):
+        for words, make, usual, numbers in () if fits else _numbers(site, name, args):
 
-            def share(number: float, site: Site = site, index: int = index) -> float | None:
+            def share(
+                number: float, site: Site = site, make: Callable[[float], _Change] = make
+            ) -> float | None:
                 """How far the value with a number is beyond the observed one; -1 with the usual number."""
-                one = value(0, site, _with(index, number))
+                one = value(0, site, make(number))
                 if one is None:
                     return None
                 far = float(((one - wrong[0]) * along.conj()).sum().real / along.abs().square().sum())
                 return far if math.isfinite(far) else None
 
-            for number in _fitting(usual, share):
-                change = _with(index, number)
+            for number in _fitting(usual, numbers, share):
+                change = make(number)
                 if not fits and explains(site, change, value(0, site, change)):
-                    fits = [f"{words}{number:.4g} in place of {usual:.4g}"]
-    return f": it is that of the definition {', or '.join(fits)}" if fits else _relation(wrong, right, limits)
+                    known = f" in place of {usual:.4g}" if site[0] != "input" else ""
+                    fits = [f"{words}{number:.4g}{known}"]
+    return (
+        f": it is that of the definition {', or '.join(fits)}"
+        if fits
+        else _relation(wrong[:told], right, limits[:told])
+    )
+
+
+def _forms(axes: int) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """What a value may be in terms of the right one, which has at least so many axes."""
+    yield from _WHOLE.items()
+    for axis in range(axes):
+        what = f"entry along axis {axis}" if axis else "scene (or row)"
+        for words, form in _ALONG.items():
+            yield words.format(what), partial(_along, form, axis)
+
+
+def _along(form: Callable[[Tensor, int], Tensor], axis: int, x: Tensor) -> Tensor:
+    return form(x, axis)
+
+
+def difference(found: Tensor, right: Tensor) -> str:
+    """What differs between a value and the right one: shape, axis, sign, limits, or the values themselves."""
+    if found.shape != right.shape:
+        return f"the shape is {list(found.shape)} in place of {list(right.shape)}"
+    found, right = found.nan_to_num(), right.nan_to_num()
+    wrong = (found - right).abs() > _ROUNDING * right.abs().max()
+    places = f"{int(wrong.sum())} of {found.numel()} values differ"
+    if not bool(wrong.any()):
+        return "it is missing (NaN) in other places"
+    if found.is_complex() and bool(right.imag.any()) and not bool(found.imag.any()):
+        return f"it is real, {places}"
+    for axis in range(found.ndim):
+        apart = [float((x - x.narrow(axis, 0, 1)).abs().max()) for x in (found, right)]
+        if apart[0] == 0 < apart[1] and found.shape[axis] > 1:
+            return f"its {found.shape[axis]} entries along axis {axis} are all the same"
+    for axis in range(found.ndim):
+        lines = wrong.movedim(axis, 0).reshape(wrong.shape[axis], -1).any(1)
+        if 0 < (number := int(lines.sum())) < len(lines):
+            where = ", ".join(map(str, lines.nonzero()[:6, 0].tolist())) + (", ..." if number > 6 else "")
+            return f"{places}, at {where} along axis {axis}"
+    if found.is_complex():
+        found, right, places = found.abs(), right.abs(), f"{places}, moduli"
+    own, other = (f"{float(one.min()):.4g} to {float(one.max()):.4g}" for one in (found, right))
+    return f"{places}: {own} in place of {other}"
 
 
 def _wide(value: Value) -> Tensor:
@@ -414,14 +483,34 @@ def _changes(
         yield f"with no gradient (detached) through {text}", lambda f, *a, **k: f(*a, **k).detach()
 
 
-def _numbers(site: Site, name: str, args: tuple[Any, ...]) -> Iterator[tuple[str, int, float]]:
-    """Words, place among the arguments, and value, of the numbers of a site."""
+def _numbers(
+    site: Site, name: str, args: tuple[Any, ...]
+) -> Iterator[tuple[str, Callable[[float], _Change], float, list[float]]]:
+    """Words, the change to a number, the usual number and others, of the numbers and limits of a site."""
     if site[0] == "setting":
-        yield f"with {name} ", 0, float(args[0])
+        yield f"with {name} ", partial(_with, 0), float(args[0]), _other_numbers(float(args[0]))
+    elif site[0] == "input" and not args[0].is_complex() and int(args[0].isfinite().sum()) > 1:
+        x = args[0][args[0].isfinite()].double()
+        low, *inner, high = x.quantile(torch.linspace(0, 1, 8, dtype=x.dtype)).tolist()
+        yield f"with {name} clipped from below at ", _no_less, low, [*inner, high, high + 1, 2 * high]
+        yield f"with {name} clipped from above at ", _no_more, high, [*inner, low, low - 1]
     elif site[0] not in ("input", "step") and name not in (*_OVER_AXES, "gather"):
         for index, one in enumerate(args):
             if isinstance(one, (int, float)) and not isinstance(one, bool):
-                yield f"in `{_source(site)}` with ", index, float(one)
+                yield (
+                    f"in `{_source(site)}` with ",
+                    partial(_with, index),
+                    float(one),
+                    _other_numbers(float(one)),
+                )
+
+
+def _no_less(number: float) -> _Change:
+    return lambda _, x: x.clamp_min(number)
+
+
+def _no_more(number: float) -> _Change:
+    return lambda _, x: x.clamp_max(number)
 
 
 def _other(name: str) -> _Change:
@@ -445,9 +534,11 @@ def _other_numbers(number: float) -> list[float]:
     return [one for one in dict.fromkeys(found) if one != number and math.isfinite(one)]
 
 
-def _fitting(usual: float, share: Callable[[float], float | None]) -> Iterator[float]:
+def _fitting(
+    usual: float, others: Sequence[float], share: Callable[[float], float | None]
+) -> Iterator[float]:
     """Other numbers with the observed value: usual mistakes, or a root between two of them."""
-    points = [(n, s) for n in _other_numbers(usual) if (s := share(n)) is not None]
+    points = [(n, s) for n in others if (s := share(n)) is not None]
     right = [number for number, s in points if abs(s) < 1e-3]
     yield from right
     points = sorted([(usual, -1.0), *points])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ _DEAD, _SATURATED = 0.9, 0.8
 _VANISHING = 1e-5
 # Factor by which the activations may grow from the first to the last layer with weights.
 _GROWTH = 1e4
+# Factor between the initial weights of layers of one kind, and fewest weights of one that is compared.
+_ALIKE, _FEWEST = 5.0, 32
 # Share of the weight matrices that may be 0 at the start.
 _ZERO = 0.5
 
@@ -236,6 +239,28 @@ def initial_findings(module: nn.Module) -> list[Finding]:
         f"the initial weights of {listed(zero)} are 0: all units of a layer are alike, and do not learn "
         "different features.",
     )
+    return [*found, *sibling_findings(drawn)]
+
+
+def sibling_findings(weights: Mapping[str, Tensor]) -> list[Finding]:
+    """Initial weights against those of layers of the same shape and place, such as other blocks or stages."""
+    groups: dict[Any, dict[str, float]] = {}
+    for name, value in weights.items():
+        if value.numel() >= _FEWEST and (size := float(value.detach().abs().double().square().mean().sqrt())):
+            groups.setdefault((re.sub(r"\d+", "#", name), value.shape), {})[name] = size
+    found = Findings()
+    for sizes in (one for one in groups.values() if len(one) > 1):
+        middle = sorted(sizes.values())[(len(sizes) - 1) // 2]
+        name = max(sizes, key=lambda name: abs(math.log(sizes[name] / middle)))
+        factor, rest = sizes[name] / middle, listed([one for one in sizes if one != name])
+        found.at_most(
+            f"size of the initial {name} over that of {rest}, or the inverse",
+            max(factor, 1 / factor),
+            _ALIKE,
+            f"the initial weights of {name} are {factor:.3g} times as large as those of {rest}, which "
+            "have the same shape and place.",
+            "Initialise layers of one kind alike, with a standard deviation by the number of inputs.",
+        )
     return found
 
 

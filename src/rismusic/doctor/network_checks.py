@@ -21,11 +21,10 @@ from rismusic.doctor.calls import CallRecorder
 from rismusic.doctor.case import Case
 from rismusic.doctor.causes import place_of
 from rismusic.doctor.hypotheses import explanation, given, step
-from rismusic.doctor.layers import layer_record
+from rismusic.doctor.layers import initial_findings, layer_record
 from rismusic.doctor.loss_checks import every_weight, gradients_by, total_of
 from rismusic.doctor.report import Findings, listed, report_of, same
 from rismusic.doctor.state import weights_of
-from rismusic.estimation.grid import highest_points
 from rismusic.io import Recording
 from rismusic.nn import monitors as probes
 from rismusic.nn.losses import Targets
@@ -318,28 +317,7 @@ def check_inside(case: Case) -> Report:
             len(lost),
             f"the features of the first stage are detached from the last one: {listed(lost)}.",
         )
-    sizes = {
-        name: float(weight.detach().std()) * math.sqrt(weight[0].numel())
-        for name, weight in learner.weights.items()
-        if weight.ndim > 1
-    }
-    zero = [name for name, size in sizes.items() if size == 0]
-    meaning = f"the initial weights of {listed(zero)} are zero, so that units stay alike."
-    findings.must_be_zero("weight matrices that are zero at the start", len(zero), meaning)
-    findings.at_most(
-        "largest standard deviation of an initial weight times the square root of its inputs",
-        max(sizes.values(), default=1.0),
-        4.0,
-        "the initial weights are too large: activations grow from layer to layer.",
-        "Use a standard deviation of 1 / sqrt(inputs).",
-    )
-    findings.at_least(
-        "median standard deviation of the initial weights times the square root of their inputs",
-        sorted(sizes.values())[len(sizes) // 2] if sizes else 1.0,
-        0.01,
-        "the initial weights are too small: activations vanish from layer to layer.",
-        "Use a standard deviation of 1 / sqrt(inputs).",
-    )
+    findings += initial_findings(learner.network)
     return report_of("INSIDE", f"{len(layers.weighted)} layers with weights", findings)
 
 
@@ -570,7 +548,7 @@ def _sources(
     logits = given("that of the last stage", maps[0]) if others else maps[0]
     _, Y, Z = grid.shape
     S, K = len(features), network.spec.sources_max
-    index = highest_points(logits.float().to(grid.inside.device), grid, K).cpu()
+    index = ref.peaks(grid, logits.float(), K)
     x, y, z = index // (Y * Z), index // Z % Y, index % Z
     height = logits.log_softmax(-1).gather(1, index)
     weight = w["details.weight"].reshape(6, Z, -1)

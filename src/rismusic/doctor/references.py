@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from rismusic.covariance import Covariance
 from rismusic.doctor.hypotheses import given, setting
@@ -165,6 +167,35 @@ def interpolated(
     return torch.atan2(u_x, up), u_y.asin(), 1 / q.clamp_min(grid.step[2] / 4)
 
 
+def peaks(
+    grid: SearchGrid, values: Float[Tensor, "S P"], count: int, separation: float = 0.5
+) -> Int64[Tensor, "S K"]:
+    """Flat places of the highest peaks of maps, then of scattered points away from them, then of any points.
+
+    A peak is a point inside the volume without a higher one, or an earlier peak of its height, in the box
+    that reaches ``separation`` beam widths (and a step) to either side of it.
+    """
+    X, Y, Z = grid.shape
+    reach, inside = max(1, math.floor(separation * grid.oversampling)), grid.inside.cpu()
+    box = values.double().cpu().masked_fill(~inside, -math.inf).view(-1, 1, X, Y, Z)
+
+    def largest(x: Tensor) -> Tensor:
+        around, size = (reach, reach, reach), 2 * reach + 1
+        if grid.volume.all_round and size <= X:
+            x, around = functional.pad(x, (0, 0, 0, 0, reach, reach), mode="circular"), (0, reach, reach)
+        return functional.max_pool3d(x, size, stride=1, padding=around)
+
+    place = torch.arange(X * Y * Z).view(X, Y, Z)
+    first = torch.where(box == largest(box), -place.double(), -math.inf)
+    peak = ((first == largest(first)) & first.isfinite()).flatten(1) & inside
+    cells = torch.stack((place // (Y * Z), place // Z % Y, place % Z)).flatten(1)
+    near = largest(peak.double().view_as(box)).flatten(1) > 0
+    scattered = (cells % (reach + 1) == 0).all(0) & inside & ~near & ~peak
+    kind = torch.where(peak, 0, torch.where(scattered, 1, torch.where(inside, 2, 3)))
+    keys = zip((-box).flatten(1).numpy(), kind.numpy(), strict=True)
+    return torch.stack([torch.from_numpy(np.lexsort(one)[:count]) for one in keys])
+
+
 def relative_distance(first: Tensor, second: Tensor) -> Float[Tensor, "S"]:
     """Frobenius distance of matrices [S, ...], relative to the second."""
     return (first - second).flatten(1).norm(dim=1) / second.flatten(1).norm(dim=1).clamp_min(1e-30)
@@ -184,9 +215,9 @@ def residual_over_noise(
 
 
 def best_explanation(errors: Mapping[str, float]) -> str:
-    """The candidate mistake of least error, if below a third of that of the correct form; else ``""``."""
+    """The candidate mistake of least error, if below a tenth of that of the correct form; else ``""``."""
     name, value = min(errors.items(), key=lambda pair: pair[1])
-    return name if name != EXPECTED and value < errors[EXPECTED] / 3 else ""
+    return name if name != EXPECTED and value < errors[EXPECTED] / 10 else ""
 
 
 def random_prediction(like: Prediction, seed: int = 0) -> Prediction:

@@ -47,6 +47,11 @@ _OPTIONS = {"betas": _BETAS, "eps": _EPSILON, "amsgrad": False, "maximize": Fals
 # Scenes whose sources are located with the labels of other scenes.
 _LOCATED = 16
 
+# What a step does.
+_ORDER_OF_A_STEP = (
+    "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step."
+)
+
 Tensors = dict[str, Tensor]
 
 
@@ -188,6 +193,35 @@ def _gradient(
     prediction = functional_call(learner.network, leaves, (recording,))
     total = learner.prediction_losses(prediction, recording, beta, weights).total
     return gradients_by(leaves, total)
+
+
+def _weights_in(run: ShortRun, one: RecordedStep) -> str:
+    """The weights of the losses in the gradient of a step, where others than those of the plan explain it."""
+    learner = run.trainer.learner
+    every = {name: one.weights.get(name) or 0.1 for name in learner.spec.loss.weights}
+    rows: dict[TermName, Tensor] = {}
+    for recording in one.recordings:
+        leaves = {name: value.clone().requires_grad_() for name, value in one.before.items()}
+        prediction = functional_call(learner.network, leaves, (recording,))
+        for name, value in learner.prediction_losses(prediction, recording, one.beta, every).terms.items():
+            own = _flat(gradients_by(leaves, value), one.before) / len(one.recordings)
+            rows[name] = rows.get(name, 0) + own
+    A, b = torch.stack(list(rows.values()), 1), _flat(one.gradients, one.before)
+    if not bool(A.isfinite().all() & b.isfinite().all()):
+        return ""
+    sizes = A.norm(dim=0).clamp_min(1e-30)
+    found = torch.linalg.lstsq(A / sizes, b[:, None]).solution[:, 0]
+    if float((A / sizes @ found - b).norm()) > 3 * _SAME * float(b.norm()):
+        return ""
+    used = dict(zip(rows, (found / sizes).tolist(), strict=True))
+    known = dict(zip(rows, (_SAME * b.norm() / sizes).tolist(), strict=True))
+    wrong = [name for name, w in used.items() if abs(w - one.weights.get(name, 0.0)) > 3 * known[name]]
+    values = [f"{name} {used[name]:.3g} in place of {one.weights.get(name, 0.0):.3g}" for name in wrong]
+    return f": the weights of the losses in it are other ones ({listed(values)})" if values else ""
+
+
+def _flat(tensors: Tensors, like: Tensors) -> Tensor:
+    return torch.cat([tensors.get(n, torch.zeros_like(v)).flatten().double() for n, v in like.items()])
 
 
 def _mean(parts: list[Tensors], factor: float = 1.0) -> Tensors:
@@ -373,7 +407,7 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
         }
         for name, some in forms.items():
             candidates[name] = min((_distance(one.gradients, g) for g in some), default=math.inf)
-        cause = ref.best_explanation({ref.EXPECTED: off, **candidates})
+        cause = ref.best_explanation({ref.EXPECTED: off, **candidates}) or _weights_in(run, one)
         if number and cause:
             break
     coarse = run.trainer.learner.precision is not None
@@ -383,7 +417,7 @@ def _gradient_findings(run: ShortRun) -> list[Finding]:
         worst,
         2e-2 if coarse else _SAME,
         f"the optimizer does not get the gradient of the loss of this step's batches{cause}.",
-        "Each step: zero_grad, backward on each batch's loss over the number of batches, clip, step.",
+        "" if "weights" in cause else _ORDER_OF_A_STEP,
     )
     meaning = "the logged gradient norm is not that of the loss."
     found.at_most("logged norm of the gradient over that of the loss, distance from 1", logged, 0.05, meaning)

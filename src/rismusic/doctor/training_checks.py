@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,14 +15,12 @@ from rismusic.doctor.loss_checks import gradients_by
 from rismusic.doctor.references import cosine, total_norm
 from rismusic.doctor.report import Findings, report_of
 from rismusic.io import Recording
-from rismusic.metrics import Score
-from rismusic.nn import data, validation
+from rismusic.nn import data
 from rismusic.nn import monitors as probes
 from rismusic.nn.data import TrainingScenes
 from rismusic.nn.learner import Learner
 from rismusic.nn.monitors import MIN_DECREASE, OverfitResult, Report, at_least, at_most, overfit_one_batch
 from rismusic.nn.spec import TrainSpec
-from rismusic.sources import Sources
 
 # Scenes in the batch of the overfit_one_batch test, and in the batches of a trial step.
 _LITMUS_BATCH, _TRIAL_BATCH = 32, 8
@@ -242,66 +239,3 @@ def check_non_finite_gradient(case: Case) -> Report:
         "a non-finite gradient is logged as a regular step.",
     )
     return report_of("FINITE", f"a NaN in the gradient of {name}", findings)
-
-
-def check_scores(case: Case) -> Report:
-    """[SCORES]: the metrics of the validation on estimates with known scores."""
-    truth = case.recording.truth
-    assert truth is not None
-    truth = replace(truth, power=None, symbols=None).each(torch.Tensor.double)
-    S, total = len(truth.azimuth), int(truth.active.sum())
-    shifted = replace(truth, azimuth=truth.azimuth + math.radians(2.0))
-    first = truth.each(lambda value: value[:, :1])
-    share = int(first.active.sum()) / total
-    first = replace(first, azimuth=first.azimuth + math.radians(2.0))
-    one = torch.ones_like(truth.azimuth[:, :1])
-    extra = Sources(
-        azimuth=torch.cat((truth.azimuth, 1.5 * one), 1),
-        elevation=torch.cat((truth.elevation, -one), 1),
-        range=torch.cat((truth.range, one), 1),
-    )
-    # Looked up in the validation module, so that the functions are those that it uses.
-    functions = vars(validation)
-
-    def score(found: Sources) -> Score:
-        return functions["score"](functions["match"](truth, found))
-
-    none, near = score(truth.each(lambda value: value[:, :1] * math.nan)), score(shifted)
-    partly, more = score(first), score(extra)
-    beyond = score(replace(truth, azimuth=truth.azimuth + math.radians(8.0)))
-    alone = float((truth.active.sum(-1) == 1).double().mean())
-    cut = "the matching is cut to min(K, K_hat)"
-    right = "the share of scenes with the right number of sources (count_right) counts wrong numbers too"
-    wrong = "recall, precision or F1 is not that of its definition (exchanged, or without a factor?)"
-    penalty = "errors are not those of the hits: a penalty value for misses, or heads compared by index?"
-    # Measured, expected, tolerance, meaning; beyond the gate, another source may be there by chance.
-    rows = {
-        "recall without any estimate": (none.recall, 0.0, 1e-6, f"misses cost nothing: {cut}"),
-        "recall with one estimate per scene": (partly.recall, share, 1e-6, f"misses cost nothing: {cut}"),
-        "share of false alarms with one extra estimate per scene": (
-            *(more.false_alarms, S / (total + S), 1e-6),
-            f"false alarms cost nothing: {cut}",
-        ),
-        "azimuth error of estimates 2 deg off": (near.azimuth_error_deg, 2.0, 1e-3, penalty),
-        "azimuth error of estimates 2 deg off, with sources missed": (
-            *(partly.azimuth_error_deg, 2.0, 1e-3, penalty),
-        ),
-        "recall of estimates 8 deg off": (
-            *(beyond.recall, 0.0, 0.2),
-            "estimates 8 deg off count as hits: the gate is wider than 5 deg",
-        ),
-        "F1 with sources missed": (partly.f1, 2 * share / (1 + share), 1e-6, wrong),
-        "precision with sources missed": (partly.precision, 1.0, 1e-6, wrong),
-        "precision with extra estimates": (more.precision, total / (total + S), 1e-6, wrong),
-        "recall with extra estimates": (more.recall, 1.0, 1e-6, wrong),
-        "F1 with extra estimates": (more.f1, 2 * total / (2 * total + S), 1e-6, wrong),
-        "right numbers of sources with sources missed": (partly.count_right, alone, 1e-6, right),
-        "right numbers of sources with extra estimates": (more.count_right, 0.0, 1e-6, right),
-        "right numbers of sources with all found": (near.count_right, 1.0, 1e-6, right),
-    }
-    advice = "Compare with the definitions in rismusic.metrics: hits are within 5 deg in both angles."
-    findings = [
-        at_most(f"{name}, distance from the true value", abs(found - true), tolerance, f"{meaning}.", advice)
-        for name, (found, true, tolerance, meaning) in rows.items()
-    ]
-    return report_of("SCORES", f"{total} sources, estimates with known scores", findings)

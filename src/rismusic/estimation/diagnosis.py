@@ -23,7 +23,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import WAVES, direction, steering
@@ -33,6 +33,7 @@ from rismusic.estimation.estimate import (
     Estimate,
     Estimator,
     Finding,
+    Note,
     NSources,
     Reason,
     fit_at,
@@ -65,9 +66,16 @@ from rismusic.estimation.model_error import (
 )
 from rismusic.estimation.model_order import EVIDENCE_WEIGHT, log_evidence
 from rismusic.estimation.noise import most_sources
+from rismusic.estimation.receiver import (
+    MOST_DISTORTION,
+    Distortion,
+    clipped_share,
+    distortions,
+    without_image,
+)
 from rismusic.estimation.relax import MIN_GAIN_NATS, beside
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, project_out
-from rismusic.estimation.signal_model import clipped_share, free_symbols_p_value, frequency_offset
+from rismusic.estimation.signal_model import free_symbols_p_value, frequency_offset
 from rismusic.io import Recording
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec
@@ -114,6 +122,9 @@ _OUTSIDE_NATS = 2.0
 _BEYOND_NATS = 4.5
 _OUTSIDE = -5.0  # log prior (nats) of sources outside the search volume
 _NEARLY_ALL = 0.9  # share of the scenes of a recording from which on the others have what these show
+# Log-likelihood ratio (nats) of an error of the receiver in all scenes from which on it is there, and
+# repetitions of its removal.
+_RECEIVER_NATS, _IMAGE_ROUNDS = 12.0, 3
 _WIDE_DEG, _COARSE = 85.0, 1.6  # angles and oversampling of the search in front of the panel
 
 
@@ -135,6 +146,16 @@ def diagnosed(
         return estimate
     as_recorded, recording, estimate = recording, recording.stacked(), estimate.detached()
     count_unknown = isinstance(n_sources, str)
+    clipped = clipped_share(recording.snapshots)
+    found = list(_clipped(clipped))
+    compressed = torch.zeros(len(recording), dtype=torch.bool, device=estimate.p_value.device)
+    if recording.frequencies is None:
+        estimate, beta, compressed = _with_receiver(recording, estimate, n_sources, make, spec)
+        if bool((beta != 0).any()):
+            as_recorded, refit = without_image(as_recorded, beta), None
+            recording = as_recorded.stacked()
+            found += _image(beta)
+        compressed &= clipped == 0
     if can_err(recording):
         if spec.panel_error == "auto" and count_unknown:
             estimate = _weighed_twice(recording, estimate, make, spec, refit)
@@ -149,8 +170,73 @@ def diagnosed(
             estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec)[0])
     if recording.pilots is None and len(spec.unknowns) == len(POSITION):
         estimate = _with_pairs(recording, estimate, spec)
-    estimate = _with_reasons(recording, estimate, n_sources, spec)
+    found += _compressed(compressed, estimate)
+    estimate = noted(_with_reasons(recording, estimate, n_sources, spec), found)
     return _with_free_symbols(as_recorded, estimate, spec) if as_recorded.has_coherent_symbols else estimate
+
+
+def _with_receiver(
+    recording: Recording,
+    estimate: Estimate,
+    n_sources: NSources,
+    make: Callable[[LocateSpec], Estimator],
+    spec: LocateSpec,
+) -> tuple[Estimate, Complex[Tensor, "S"], Bool[Tensor, "S"]]:
+    """Find an I/Q imbalance of the receiver and locate the scenes again without it; find compression.
+
+    Returns:
+        The estimates, the coefficient of the image in each scene, and the scenes that are compressed.
+    """
+    beta = torch.zeros(len(recording), dtype=torch.complex128, device=estimate.p_value.device)
+    image, compression = distortions(recording, estimate.sources)
+    for _ in range(_IMAGE_ROUNDS):
+        change, shown = _common(image, estimate)
+        if not bool(shown.any()) or abs(complex(beta.mean()) + change) > MOST_DISTORTION:
+            break
+        beta = torch.where(shown, beta + change, beta)
+        balanced = without_image(recording, beta)
+        estimate = make(spec)(balanced, n_sources)
+        image, compression = distortions(balanced, estimate.sources)
+    gamma, shown = _common(compression, estimate)
+    shown &= _compresses(torch.tensor(gamma))
+    return estimate, beta, shown | (compression.shown & _compresses(compression.z))
+
+
+def _image(beta: Complex[Tensor, "S"]) -> Iterator[Finding]:
+    """A note on the image that was removed from each scene."""
+    for scene in (beta != 0).nonzero()[:, 0].tolist():
+        value = complex(beta[scene])
+        text = (
+            f"an I/Q imbalance of the receiver, y = x + ({value:.2g}) x*, was removed: its image is "
+            f"{-20 * math.log10(abs(value)):.0f} dB below the signal"
+        )
+        yield scene, Note(text, "iq_imbalance")
+
+
+def _compressed(compressed: Bool[Tensor, "S"], estimate: Estimate) -> Iterator[Finding]:
+    """Scenes that are compressed, unless the panel errs, whose residual depends on the samples, too."""
+    sound = _without_panel_error(estimate)
+    if bool(sound.double().mean() > 0.5):
+        text = "strong samples are smaller than the sources explain: the receiver is not linear at this level"
+        for scene in (compressed & sound).nonzero()[:, 0].tolist():
+            yield scene, Reason(text, "receiver_compresses")
+
+
+def _compresses(gamma: Complex[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
+    """Whether the coefficients take off from the signal, and hardly turn its phase."""
+    return gamma.real < -gamma.imag.abs()
+
+
+def _common(distortion: Distortion, estimate: Estimate) -> tuple[complex, Bool[Tensor, "S"]]:
+    """The coefficient that all scenes have in common, and the scenes that do not speak against it.
+
+    None if it is not significant, or if it does not fit most scenes with sources better.
+    """
+    coefficient, nats = distortion.common()
+    gain, there = distortion.gain(coefficient), estimate.n_sources > 0
+    if nats < _RECEIVER_NATS or 2 * int((gain > 0).sum()) <= int(there.sum()):
+        return 0j, torch.zeros_like(there)
+    return coefficient, there & (gain > -_BEYOND_NATS)
 
 
 def _without_panel_error(estimate: Estimate) -> Bool[Tensor, "S"]:
@@ -532,7 +618,7 @@ def _diffuse_sentence(diffuse: float, count: int) -> Reason:
     return Reason(text, "noise_through_panel")
 
 
-def _wide(recording: Recording, spec: LocateSpec) -> LocateSpec:
+def wide_settings(recording: Recording, spec: LocateSpec) -> LocateSpec:
     """The settings with all directions that the array can tell apart: a half-space if it is planar."""
     wide = spec.replace(
         azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg) if recording.panel.is_planar else 180.0,
@@ -549,7 +635,7 @@ def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
     at_boundary = Volume.from_spec(spec).at_boundary(unpack(estimate.sources, recording)[0])
     some = (at_boundary & estimate.sources.active[..., None]).flatten(1).any(1).nonzero()[:, 0]
     if len(some):
-        wide = Volume.from_spec(_wide(recording, spec))
+        wide = Volume.from_spec(wide_settings(recording, spec))
         part, start = recording[some], estimate[some].sources
         fit = nfmle(part, start, wide, criterion=spec.criterion)
         gain[some] = estimate.neg_log_likelihood[some] - fit.neg_log_likelihood
@@ -560,7 +646,7 @@ def _with_wide_search(
     recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
 ) -> tuple[Estimate, Int64[Tensor, "B"]]:
     """Take sources outside the search volume where they explain the data better, and return these scenes."""
-    wide = _wide(recording, spec).replace(method="relax", oversampling=_COARSE)
+    wide = wide_settings(recording, spec).replace(method="relax", oversampling=_COARSE)
     other = ClassicalEstimator(wide)(recording, "auto")
     gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
     take = (gain > 0).nonzero()[:, 0]
@@ -591,7 +677,7 @@ def _with_reasons(
     recording: Recording, estimate: Estimate, n_sources: NSources, spec: LocateSpec
 ) -> Estimate:
     """Add what the final estimate leaves doubtful."""
-    found = list(_clipped(recording))
+    found: list[Finding] = []
     positions, active = unpack(estimate.sources, recording)
     narrowband, count_unknown = recording.frequencies is None, isinstance(n_sources, str)
     if positions.shape[1] and recording.symbols == "independent":
@@ -623,9 +709,8 @@ def _with_reasons(
     return noted(estimate, found, sources=sources, panel_error=errors)
 
 
-def _clipped(recording: Recording) -> Iterator[Finding]:
+def _clipped(share: Float[Tensor, "S"]) -> Iterator[Finding]:
     """Scenes in which the receiver was driven to its limit."""
-    share = clipped_share(recording.snapshots)
     for scene in share.nonzero()[:, 0].tolist():
         text = f"{float(share[scene]):.1%} of the samples are at the largest value: the receiver clips"
         yield scene, Reason(text)
@@ -783,7 +868,7 @@ def _grating_lobes(recording: Recording, estimate: Estimate, spec: LocateSpec) -
     inside = u_x.square() + u_y.square() < 0.99
     u_x, u_y = u_x[inside], u_y[inside]
     azimuth, elevation, _ = from_cosines(u_x, u_y, torch.ones_like(u_x))
-    wide = Volume.from_spec(_wide(recording, spec))
+    wide = Volume.from_spec(wide_settings(recording, spec))
     at, active = unpack(estimate.sources, recording)
     own_x, own_y, _ = direction(at[..., 0], at[..., 1])
     for source in range(at.shape[1]):
@@ -912,7 +997,7 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     if len(some) == 0:
         return []
     # Sources may lie outside the search volume.
-    part, volume = recording[some], Volume.from_spec(_wide(recording, spec))
+    part, volume = recording[some], Volume.from_spec(wide_settings(recording, spec))
     positions, active = unpack(estimate[some].sources, part)
     fit = partial(refine, volume=volume, criterion=spec.criterion)
     # What the first scenes speak against, the others do not save.

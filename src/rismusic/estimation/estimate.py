@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from rismusic.array import direction, to_db
 from rismusic.batch import Batch, concatenate
 from rismusic.crb import POSITION, unconditional_crb
-from rismusic.errors import InputError, refuse_old_names
+from rismusic.errors import InputError, check_choice, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_covariance_at, unpack
@@ -51,8 +51,11 @@ def whole_numbers(n_sources: object) -> int | str | Tensor | None:
     return torch.from_numpy(array.astype(np.int64)) if array.ndim else int(array)
 
 
-class Reason(str):
-    """A warning that questions the result of a scene, so that its status is not ``ok``.
+N = TypeVar("N", bound="Note")
+
+
+class Note(str):
+    """A sentence about a scene.
 
     Args:
         text: the sentence.
@@ -61,11 +64,15 @@ class Reason(str):
 
     departure: str
 
-    def __new__(cls, text: str, departure: str = "") -> Reason:
+    def __new__(cls: type[N], text: str, departure: str = "") -> N:
         """Make a sentence with the name of a departure."""
         self = super().__new__(cls, text)
         self.departure = departure
         return self
+
+
+class Reason(Note):
+    """A warning that questions the result of a scene, so that its status is not ``ok``."""
 
 
 @runtime_checkable
@@ -159,7 +166,7 @@ class Estimate(Batch):
             converged: where the estimator converged; everywhere if none.
 
         Raises:
-            InputError: another number of scenes, or positions that are not finite.
+            InputError: another number of scenes, positions that are not finite, or an unknown criterion.
         """
         recording = recording.stacked()
         spec = spec or LocateSpec()
@@ -406,6 +413,7 @@ def log_likelihood(
     Raises:
         InputError: another number of scenes, or positions that are not finite.
     """
+    check_choice("criterion", criterion, ("conditional", "unconditional"))
     recording = recording.stacked()
     fit = fit_at(recording, sources, None)
     if criterion == "unconditional":

@@ -168,8 +168,8 @@ class GoodnessOfFit:
             else f"the residual has {excess:.3g} times the energy of the noise"
         )
         unclear = (
-            "there may be more sources, sources outside the search volume, or a panel that differs from its "
-            "description"
+            "there may be more sources, sources outside the search volume, a panel that differs from its "
+            "description, or a wrong convention such as conjugated data, which rismusic check looks for"
         )
         return f"{left} (p = {p:.1g}): {self.causes[scene] or unclear}"
 

@@ -53,7 +53,7 @@ from rismusic.estimation.likelihood import (
 from rismusic.estimation.maximum_likelihood import Fit, fit_source_covariance, kernel_for, unpack
 from rismusic.estimation.noise import noise_of
 from rismusic.estimation.source_covariance import correlated_information, log_volume, pair_active
-from rismusic.io import Recording
+from rismusic.io import Recording, check_recording
 
 _ROUNDING = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors and count as this
 
@@ -223,6 +223,7 @@ def eigenvalues(recording: Recording, *, panel: bool = False) -> tuple[Float[Ten
     (:func:`~rismusic.covariance.back_project`, with the noise variance guessed where it is not known), not
     y_l.
     """
+    check_recording(recording)
     x = recording.snapshots.to(torch.complex128)
     if panel:
         x = back_project(recording.link.to(torch.complex128), x, noise_of(recording).double()).field

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.array import WAVES, Panel, steering
@@ -32,11 +32,6 @@ _SCENES, _SOURCES = 8, 3  # scenes that are fitted, evenly spread over the recor
 # Settings of these fits.
 _QUICK: dict[str, Any] = {"method": "omp", "criterion": "conditional", "oversampling": 1.6}
 _OVERSAMPLED = 4  # trial frequencies for each snapshot
-# Values this near to each other are equal. Where a receiver clips, at least so many equal the largest one
-# beyond the first of each group (more in data of a converter with few bits, in which a share of all values
-# have equal ones), and more than so many times those that equal the next value.
-_AT_LIMIT, _CLIPPED, _CLIPPED_QUANTISED, _QUANTISED, _PILED = 1e-6, 3, 8, 0.01, 4
-_MOST_LIMITED = 0.5  # larger shares at one modulus are those of a source without noise
 _LEAST_NOISE = 0.01  # smallest noise variance of an output, over the median of all outputs
 
 
@@ -55,37 +50,6 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
         waves = evidence_of_waves(recording, spec)
         recording = replace(recording, wave=max(waves, key=lambda name: waves[name]))
     return recording
-
-
-def clipped_share(snapshots: Complex[Tensor, "S *outputs M"]) -> Float[Tensor, "S"]:
-    """Share of the samples at the limit of a receiver that clips real and imaginary parts, or the modulus.
-
-    They pile up at the largest value, of all antennas or, where their gains differ, of each one. The share
-    is 0 where no more are there than in sound data, of a converter with few bits, too.
-    """
-    y = snapshots.resolve_conj().movedim(-1, 1).flatten(2)  # [S, M, samples]
-    modulus, parts = (
-        torch.maximum(_piled_share(values.flatten(1, 2)[:, None]), _piled_share(values))
-        for values in (y.abs()[..., None], torch.view_as_real(y).abs())
-    )
-    return torch.maximum(parts, torch.where(modulus < _MOST_LIMITED, modulus, 0))
-
-
-def _piled_share(values: Float[Tensor, "S groups samples parts"]) -> Float[Tensor, "S"]:
-    """Share of the samples at the largest value of their group, 0 where too few are to stand out."""
-    ordered = values.flatten(2).sort(-1).values
-    equal = ordered[..., 1:] <= (1 + _AT_LIMIT) * ordered[..., :-1]
-    at_limit = values >= (1 - _AT_LIMIT) * ordered[..., -1:, None]
-    more = at_limit.sum((-2, -1)) - 1  # beyond the first one
-    quantised = (equal.sum(-1) - more).sum(-1) > _QUANTISED * equal[0].numel()
-    # A single antenna has too few quantised values to tell.
-    least = torch.where(quantised, _CLIPPED_QUANTISED if values.shape[1] == 1 else math.inf, _CLIPPED)
-    following = ordered.gather(-1, (ordered.shape[-1] - 2 - more).clamp_min(0)[..., None])
-    beside = ((ordered >= (1 - _AT_LIMIT) * following).sum(-1) - more - 2).clamp_min(0)
-    more, beside = more.sum(-1), beside.sum(-1)
-    at_limit &= (at_limit.sum((-2, -1), keepdim=True) > 1) & (ordered[..., -1:, None] > 0)
-    share = at_limit.any(-1).double().mean((1, 2))
-    return torch.where((more >= least) & (more > _PILED * beside), share, 0)
 
 
 def check_elements(count: int) -> None:

@@ -120,6 +120,8 @@ class RecordingFile:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, (str, Path)):
+            raise InputError("path", f"must be the name of a file; got {type(path).__name__}")
         self.path = Path(path)
         if str(path).startswith("sample:") and not self.path.exists():
             self.path = sample_path(str(path).removeprefix("sample:"))

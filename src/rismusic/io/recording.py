@@ -101,7 +101,14 @@ class Recording:
     is_stacked: bool = False
 
     def __post_init__(self) -> None:
-        """Give all complex fields the widest precision among them; products of mixed ones are errors."""
+        """Give all complex fields the widest precision among them; products of mixed ones are errors.
+
+        Conjugates that torch has not computed yet are computed: NumPy and files cannot take them.
+        """
+        for name in _COMPLEX:
+            value = getattr(self, name)
+            if value is not None and value.is_conj():
+                object.__setattr__(self, name, value.resolve_conj())
         present = {name: value for name in _COMPLEX if (value := getattr(self, name)) is not None}
         values = {name: value for name, value in present.items() if value.is_complex()}
         types = {value.dtype for value in values.values()}
@@ -414,6 +421,16 @@ class Recording:
         if name in ("truth", "snapshots", "sample_weights"):
             return True
         return fields_of(() if self.frequencies is None else ("frequencies",))[name].per_scene(value.ndim)
+
+    @property
+    def channel_per_scene(self) -> bool:
+        """Whether each scene has its own channel."""
+        return self.channel is not None and self._per_scene("channel", self.channel)
+
+    @property
+    def codes_per_scene(self) -> bool:
+        """Whether each scene has its own RIS configurations."""
+        return self.codes is not None and self._per_scene("codes", self.codes)
 
     def to(self, device: torch.device | str) -> Recording:
         """Copy of the recording on another device."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rismusic.array import SPEED_OF_LIGHT, Panel, faces_forward, without_axes
-from rismusic.errors import InputError
+from rismusic.errors import InputError, check_choice
 from rismusic.sources import Sources, check_sources
 from rismusic.spec import MAX_RANGE_M, SymbolModel
 
@@ -313,7 +313,9 @@ def _measure(field: Field, description: Description, sizes: dict[str, int], *, m
             raise InputError(name, f"needs at least one {AXES[axis]}; got shape {list(description.shape)}")
         if axis == "F" and sizes.get("F", length) != length:
             raise InputError(
-                name, f"must have F = {sizes['F']} subcarriers, one for each of frequencies; got {length}"
+                name,
+                f"must have F = {sizes['F']} subcarriers, one for each of frequencies; got {length}. "
+                "The axes are [S, F, L, M], for one scene [F, L, M]",
             )
         sizes.setdefault(axis, length)
 
@@ -463,8 +465,7 @@ def check_frequencies(frequencies: Tensor, wavelength: float) -> None:
 
 def check_symbols(symbols: SymbolModel, *, has_pilots: bool) -> None:
     """Check that the model of the symbols and the pilots go together."""
-    if symbols not in get_args(SymbolModel):
-        raise InputError("symbols", f"must be one of {', '.join(get_args(SymbolModel))}; got {symbols!r}")
+    check_choice("symbols", symbols, get_args(SymbolModel))
     if (symbols == "known") != has_pilots:
         missing = "pilots" if symbols == "known" else "symbols"
         raise InputError(missing, "symbols = known and pilots go together: give both, or neither of them")

@@ -23,7 +23,7 @@ from rismusic.io.hdf5 import Hdf5Sink, Hdf5Store, PartialHdf5Sink
 from rismusic.io.matlab import Mat5Sink, Mat73Sink
 from rismusic.io.npz import NpzSink
 from rismusic.io.reader import suffix
-from rismusic.io.recording import Recording, check_shapes, tensors, validate
+from rismusic.io.recording import Recording, check_recording, check_shapes, tensors, validate
 from rismusic.io.schema import FIELDS, FORMAT, Field, check_values, fields_of
 from rismusic.io.store import Array, Sink, StoredArray, reason
 from rismusic.partial import PartialFile
@@ -263,6 +263,9 @@ def write(
     Raises:
         InputError: the recording is invalid, the extension is unknown, or the file cannot be written.
     """
+    if isinstance(path, Recording):
+        raise InputError("path", "must be the name of a file; it comes first: write(path, recording)")
+    check_recording(recording)
     check_shapes(recording)
     with RecordingWriter(path, scenes=len(recording), overwrite=overwrite, mat_version=mat_version) as writer:
         for start in range(0, len(recording), _BLOCK_SCENES):
