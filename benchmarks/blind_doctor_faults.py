@@ -243,8 +243,8 @@ SMALL = (
 )
 
 
-def doctor(source: Path, settings: tuple[str, ...]) -> tuple[int, str, float]:
-    return forked(source, "rismusic", "doctor", *settings)
+def doctor(source: Path, settings: tuple[str, ...], limit: int) -> tuple[int, str, float]:
+    return forked(source, "rismusic", "doctor", *settings, limit=limit)
 
 
 def main() -> None:
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="number of source faults, drawn with a fixed seed")
     parser.add_argument("--only", nargs="*", help="names of faults or cases")
     parser.add_argument("--part", default="0/1", help="share of the work, such as 0/2 and 1/2")
+    parser.add_argument("--limit", type=int, default=600, help="seconds of the processor for each report")
     options = parser.parse_args()
     if options.number == 6 and (options.check or options.source):
         parser.error("set 6 has no edits of the package; blind_module_faults_6.py --check checks its scripts")
@@ -277,10 +278,12 @@ def main() -> None:
         for fault in chosen[part::parts]:
             with edited(fault) as source:
                 settings = (*SMALL, *fault.settings)
-                store(options.out / "source", fault.name, doctor(source, settings))
+                store(options.out / "source", fault.name, doctor(source, settings, options.limit))
     if options.healthy:
         for name in list(HEALTHY)[part::parts]:
-            store(options.out / "healthy", name, doctor(PACKAGE.parent, HEALTHY[name] or SMALL))
+            store(
+                options.out / "healthy", name, doctor(PACKAGE.parent, HEALTHY[name] or SMALL, options.limit)
+            )
     if options.modules:
         module = f"blind_module_faults{suffix}"
         cases = importlib.import_module(module).CASES
