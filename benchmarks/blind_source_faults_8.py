@@ -7,8 +7,8 @@ As in the seventh set, the place and the class of mistake of each were drawn at 
 (``random.Random(8)``, places without replacement within each area, the classes of a place in a random order),
 and the edit was written for the pair; where a class cannot occur at a place (a gradient of positions that are
 drawn), would change nothing, or would end in a crash, the next class of the drawn order was taken. The
-earlier sets were not read: ``heat_map_at_the_angles`` and ``attention_to_earlier_cells`` turned out to be edits
-of the third one, ``errors_limited_before_huber`` of the seventh.
+earlier sets were not read: ``heat_map_at_the_angles`` and ``attention_to_earlier_cells`` turned out to be
+edits of the third one, ``errors_limited_before_huber`` of the seventh.
 """
 
 from __future__ import annotations
