@@ -6,8 +6,9 @@ scripts of ``blind_module_faults.py``, each in a process of its own, and store e
 ``--set 2`` takes the edits and the scripts of the second set, ``blind_source_faults_2.py`` and
 ``blind_module_faults_2.py``; ``--set 3`` to ``--set 5`` those of a third to a fifth one. The sixth
 set has scripts only (``--modules --set 6``); ``blind_module_faults_6.py --check`` checks them. The seventh
-has edits only (``--source --set 7``).
-``--table`` joins the reports of set 1 or 7 with the verdicts of ``docs/measured/doctor_blind_verdicts.json``.
+and the eighth have edits only (``--source --set 7``).
+``--table`` joins the reports of set 1, 7 or 8 with the verdicts of
+``docs/measured/doctor_blind_verdicts.json``.
 
 Verdicts, by the rules below, written down before the run, from the report alone:
 
@@ -97,6 +98,7 @@ with tempfile.TemporaryDirectory() as folder:
     def stop(epoch, validation):
         rows.setdefault("validation", []).append([validation.loss, validation.scores["blend"].recall,
                                                   validation.scores["blend"].gospa_m])
+        rows.setdefault("covariance", []).append(list(validation.covariance.values()))
         if epoch == 1 and not losses:
             losses.append(1)
             raise KeyboardInterrupt
@@ -241,8 +243,8 @@ SMALL = (
 )
 
 
-def doctor(source: Path, settings: tuple[str, ...]) -> tuple[int, str, float]:
-    return forked(source, "rismusic", "doctor", *settings)
+def doctor(source: Path, settings: tuple[str, ...], limit: int) -> tuple[int, str, float]:
+    return forked(source, "rismusic", "doctor", *settings, limit=limit)
 
 
 def main() -> None:
@@ -254,11 +256,12 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="number of source faults, drawn with a fixed seed")
     parser.add_argument("--only", nargs="*", help="names of faults or cases")
     parser.add_argument("--part", default="0/1", help="share of the work, such as 0/2 and 1/2")
+    parser.add_argument("--limit", type=int, default=600, help="seconds of the processor for each report")
     options = parser.parse_args()
     if options.number == 6 and (options.check or options.source):
         parser.error("set 6 has no edits of the package; blind_module_faults_6.py --check checks its scripts")
-    if options.number == 7 and options.modules:
-        parser.error("set 7 has no scripts")
+    if options.number >= 7 and options.modules:
+        parser.error(f"set {options.number} has no scripts")
     torch.set_num_threads(1)
     part, parts = map(int, options.part.split("/"))
     suffix = "" if options.number == 1 else f"_{options.number}"
@@ -275,10 +278,12 @@ def main() -> None:
         for fault in chosen[part::parts]:
             with edited(fault) as source:
                 settings = (*SMALL, *fault.settings)
-                store(options.out / "source", fault.name, doctor(source, settings))
+                store(options.out / "source", fault.name, doctor(source, settings, options.limit))
     if options.healthy:
         for name in list(HEALTHY)[part::parts]:
-            store(options.out / "healthy", name, doctor(PACKAGE.parent, HEALTHY[name] or SMALL))
+            store(
+                options.out / "healthy", name, doctor(PACKAGE.parent, HEALTHY[name] or SMALL, options.limit)
+            )
     if options.modules:
         module = f"blind_module_faults{suffix}"
         cases = importlib.import_module(module).CASES
