@@ -13,10 +13,10 @@ from rismusic.estimation.grid import searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, unconditional
 from rismusic.estimation.maximum_likelihood import nfmle, unpack
 from rismusic.estimation.model_order import (
-    EVIDENCE_WEIGHT,
     LOG_POWER_WIDTH,
     SelectedOrder,
     log_evidence,
+    log_occam_factor,
     select_model_order,
 )
 from rismusic.hybrid import locate
@@ -104,10 +104,9 @@ def test_the_greatest_evidence_wins_and_two_failures_end_a_scene():
     chosen = select_model_order(torch.arange(3), fit, 4)
     assert chosen.fit.sources.active.sum(-1).tolist() == [0, 3, 1]
     assert tried == [([0, 1, 2], 0), ([0, 1, 2], 1), ([0, 1, 2], 2), ([1, 2], 3), ([1], 4)]
-    weighted = [EVIDENCE_WEIGHT * value for value in (0, 5, 4, 3)]
-    assert chosen.log_posterior[2].tolist() == [*weighted, -math.inf]
+    assert chosen.log_posterior[2].tolist() == [0, 5, 4, 3, -math.inf]
     torch.testing.assert_close(chosen.probability.sum(1), torch.ones(3, dtype=torch.float64))
-    others = sum(math.exp(EVIDENCE_WEIGHT * (value - 8)) for value in (0, 5, 1, 2))
+    others = sum(math.exp(value - 8) for value in (0, 5, 1, 2))
     assert float(chosen.probability[1, 3]) == pytest.approx(1 / (1 + others))
 
 
@@ -185,3 +184,13 @@ def test_what_was_known_beforehand_counts_and_saves_fits():
     assert tried == [(0, [0, 1]), (1, [0]), (2, [0]), (3, [0, 1])]
     assert chosen.log_posterior.argmax(-1).tolist() == [2, 3]
     torch.testing.assert_close(chosen.probability, prior.softmax(-1))
+
+
+def test_unknowns_without_information_are_no_evidence():
+    J = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    J[1, 0, 0] = math.nan
+    factor = log_occam_factor(
+        J, torch.ones(2, 4, dtype=torch.float64), torch.tensor([[3]]), identifiable=False
+    )
+    assert factor[0].isfinite()
+    assert factor[1] == -math.inf

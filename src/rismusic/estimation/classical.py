@@ -48,7 +48,7 @@ from rismusic.estimation.maximum_likelihood import (
     refine_correlated,
     unpack,
 )
-from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.model_order import SelectedOrder, log_evidence, select_model_order
 from rismusic.estimation.noise import check_fit, most_sources, noise_of
 from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
@@ -176,7 +176,7 @@ def with_fewer_sources(
         weakest = torch.zeros_like(found.active).scatter(1, strength.argmin(-1, keepdim=True), True)
         start = replace(found, symbols=None).each(partial(torch.masked_fill, mask=weakest, value=math.nan))
         one = nfmle(part, start, volume, criterion=criterion)
-        posterior = EVIDENCE_WEIGHT * log_evidence(part, one, volume)
+        posterior = log_evidence(part, one, volume)
         more = found.active.sum(-1)
         before = log_posterior[left, more - 1]
         log_posterior[left, more - 1] = torch.maximum(before, posterior)

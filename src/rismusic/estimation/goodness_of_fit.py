@@ -225,7 +225,7 @@ def _outlier(recording: Recording, off: Projection) -> str:
         for row in (-mean).argsort()[:2]:
             others[row] = False
             rest_dimensions = dimensions[others].sum()
-            ratio = mean[row] * rest_dimensions / e[others].sum()
+            ratio = mean[row] * rest_dimensions / max(e[others].sum(), np.finfo(e.dtype).tiny)
             p = len(e) * f_distribution.sf(ratio, dimensions[row], rest_dimensions)
             steps.append((p, int(row), ratio))
         if steps[0][0] < _OUTLIER < _HOMOGENEOUS < steps[1][0]:

@@ -61,11 +61,10 @@ _ROUNDING = 1e-12  # smaller eigenvalues, relative to the largest, are rounding 
 LOG_POWER_WIDTH = math.log(1e3)
 
 EVIDENCE_WEIGHT = 0.4
-"""Weight of the log evidence beside the log prior of the number of sources.
+"""Weight of the log evidence beside the log prior that a network gives to the number of sources.
 
-The Laplace approximation knows one maximum of the likelihood, while the fit of the true number may be at
-another one, and the prior of a network has seen the same snapshots. With a weight of 1 the probabilities are
-too close to 0 and 1. This weight makes them reliable on simulated scenes, without a loss in accuracy.
+The network has seen the same snapshots. With a weight of 1 the probabilities are too close to 0 and 1. This
+weight makes them reliable on simulated scenes, without a loss in accuracy. Without a network the weight is 1.
 """
 
 _PATIENCE = 2  # the search stops after this many additional sources in a row without a gain
@@ -76,7 +75,7 @@ class SelectedOrder(Batch):
     """The most probable number of sources of S scenes."""
 
     fit: Fit  # with that number, padded to the largest number of any scene (at least one)
-    log_posterior: Float[Tensor, "S counts"]  # weighted log evidence plus log prior (nats); -inf: not tried
+    log_posterior: Float[Tensor, "S counts"]  # log evidence, weighted, plus log prior (nats); -inf: not tried
 
     @property
     def probability(self) -> Float[Tensor, "S counts"]:
@@ -98,22 +97,23 @@ def select_model_order(
         scenes: 0 to S - 1.
         fit: fits a given number of sources to some scenes and returns the fit and its log evidence (nats).
         most: largest number of sources.
-        prior: [S, most + 1] log prior of each number; uniform if ``None``. Numbers with minus infinity are
-            not tried, except 0.
+        prior: [S, most + 1] log prior of each number, beside which the evidence has the weight
+            :data:`EVIDENCE_WEIGHT`; uniform if ``None``. Numbers with minus infinity are not tried, except 0.
     """
     best, evidence = fit(scenes, 0)
+    weight = 1.0 if prior is None else EVIDENCE_WEIGHT
     if prior is None:
         prior = evidence.new_zeros(len(scenes), most + 1)
     log_posterior = torch.full_like(prior, -math.inf)
     # The prior is added here and below; `fit` returns the evidence alone.
-    log_posterior[:, 0] = EVIDENCE_WEIGHT * evidence + prior[:, 0]
+    log_posterior[:, 0] = weight * evidence + prior[:, 0]
     highest, since = log_posterior[:, 0].clone(), torch.zeros_like(scenes)
     for count in range(1, most + 1):
         left = scenes[(since < _PATIENCE) & (prior[:, count] > -math.inf)]
         if len(left) == 0:
             continue
         tried, evidence = fit(left, count)
-        posterior = EVIDENCE_WEIGHT * evidence + prior[left, count]
+        posterior = weight * evidence + prior[left, count]
         log_posterior[left, count] = posterior
         better = posterior > highest[left]
         highest[left] = torch.where(better, posterior, highest[left])
@@ -177,10 +177,14 @@ def log_occam_factor(
     of the K sources among the unknowns, one row for each panel. For ``identifiable`` see
     :func:`log_evidence`.
     """
+    # Sources at one place have no Fisher information; such a fit is no evidence for their number.
+    defined = J.isfinite().flatten(1).all(1)
+    J = torch.where(defined[:, None, None], J, 0)
     scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
     found = (scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1).any(1).sum(-1)
     scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
     factor = torch.lgamma(found.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    factor = factor.where(defined, -math.inf)
     if not identifiable:
         return factor
     return factor.where(found == (width[:, powers] > 0).any(1).sum(-1), -math.inf)
