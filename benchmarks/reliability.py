@@ -6,6 +6,10 @@ of the number of sources, and the share of errors within k error bars::
 
     python benchmarks/reliability.py --scenes 150 --csv reliability.csv
 
+With ``--without-network`` the scenes are those of three systems, in the model, for methods without one::
+
+    python benchmarks/reliability.py --without-network --method sbl --scenes 64
+
 The expected calibration error (ECE) is the mean distance of the two, weighted by the number of cases.
 """
 
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +29,8 @@ from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match
+from rismusic.simulation.simulator import simulate
+from rismusic.spec import SystemSpec
 
 # Limits of the bins of stated probabilities, and stated shares of errors within a bar.
 _BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
@@ -39,6 +46,30 @@ def sets() -> dict[str, dict[str, Make]]:
     inside: dict[str, Make] = {f"{snr_db:g} dB": sound((1, 5), snr_db) for snr_db in _SNR_DB}
     off = {row.name: row.make for row in ROWS if any(text in row.name for text in _OFF)}
     return {"in the model": {**inside, "noise alone": noise.make}, "off the model": off}
+
+
+def of_other_systems() -> dict[str, dict[str, Make]]:
+    """Recordings in the model of the default system, of a directly sampled panel and of a smaller one."""
+
+    def make(snr_db: float, **settings: dict[str, object]) -> Make:
+        return lambda count, seed, _: replace(
+            simulate(
+                SystemSpec().replace(**settings), scenes=count, sources=(1, 5), snr_db=snr_db, seed=seed
+            ),
+            noise_variance=None,
+        )
+
+    systems: dict[str, dict[str, dict[str, object]]] = {
+        "default": {},
+        "direct sampling": {"channel": {"kind": "direct"}},
+        "8 x 8 elements": {"panel": {"rows": 8, "columns": 8}},
+    }
+    makes = {
+        f"{name}, {snr_db:g} dB": make(snr_db, **settings)
+        for name, settings in systems.items()
+        for snr_db in (0.0, 5.0, 10.0, 20.0)
+    }
+    return {"in the model": makes}
 
 
 def cases(recording: Recording, estimate: Estimate) -> dict[str, Tensor]:
@@ -97,12 +128,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=150, help="scenes of each row")
     parser.add_argument("--method", default="hybrid")
+    parser.add_argument("--without-network", action="store_true", help="scenes of three systems")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     table: list[dict[str, object]] = []
-    for name, makes in sets().items():
+    for name, makes in (of_other_systems() if options.without_network else sets()).items():
         groups: dict[str, list[dict[str, Tensor]]] = {name: []}
         for row, make in makes.items():
             recording = make(options.scenes, options.seed, SYSTEMS["default"])
