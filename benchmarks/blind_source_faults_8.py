@@ -9,6 +9,11 @@ and the edit was written for the pair; where a class cannot occur at a place (a 
 drawn), would change nothing, or would end in a crash, the next class of the drawn order was taken. The
 earlier sets were not read: ``heat_map_at_the_angles`` and ``attention_to_earlier_cells`` turned out to be
 edits of the third one, ``errors_limited_before_huber`` of the seventh.
+
+The last eight are of a second author, who had seen neither the doctor nor the first author's edits (but for
+the last three, at the end of the file): one for each of eight parts of the training code, the place and the
+order of the classes drawn by ``random.Random(88)`` from a table that was written first;
+``powers_as_amplitudes`` turned out to be an edit of the fourth set.
 """
 
 from __future__ import annotations
@@ -265,5 +270,96 @@ FAULTS = (
         'min(math.radians(spec.azimuth_max_deg), math.pi / 4) if "azimuth" in unknowns else 0.0,',
         "The search volume ends at 45 degrees of azimuth whatever the settings say: a quarter of the "
         "sources, up to 60 degrees, is outside of the grid.",
+    ),
+    # By a second author. Simulation.
+    SourceFault(
+        "eight_configurations_repeated",
+        "limit or clamp",
+        "simulation/scene.py",
+        "draw_codes",
+        "return _random(size, spec, draws, dtype)",
+        "codes = _random(size, spec, draws, dtype)\n"
+        "        return codes[:, torch.arange(L, device=codes.device) % 8]",
+        "At most eight different random configurations are drawn, then they repeat: of 16 snapshots the last "
+        "eight see the panel exactly as the first eight, and half of the diversity is gone.",
+    ),
+    # Operator.
+    SourceFault(
+        "codes_one_snapshot_late",
+        "index or off by one",
+        "operator.py",
+        "Link.apply",
+        "coded = field if self.codes is None else field * self._per_subcarrier(self.codes)",
+        "coded = field if self.codes is None else field * self._per_subcarrier(self.codes.roll(1, -2))",
+        "The panel takes the configuration of the snapshot before: received signals do not belong to the "
+        "codes of the recording, which adjoint and matmul use.",
+    ),
+    # Covariance.
+    SourceFault(
+        "blend_a_quarter_at_most",
+        "limit or clamp",
+        "covariance.py",
+        "blend",
+        "share = torch.zeros_like(predicted.loading) + given",
+        "share = (torch.zeros_like(predicted.loading) + given).clamp_max(IDENTITY_MAX)",
+        "The share of R_samp is limited by the constant for the share of the identity: with beta = 0.3 the "
+        "blend has only a quarter of R_samp.",
+    ),
+    # Input of the network.
+    SourceFault(
+        "whole_steps_of_the_noise_input",
+        "precision or rounding",
+        "nn/network.py",
+        "Network.predict",
+        "inputs = [maps, self.place.expand(S, -1, -1, -1), noise / 4]",
+        "inputs = [maps, self.place.expand(S, -1, -1, -1), noise // 4]",
+        "The noise input of the stages is rounded down to whole numbers, steps of 17 dB: within a step all "
+        "noise levels look the same.",
+    ),
+    # Network.
+    SourceFault(
+        "powers_as_amplitudes",
+        "units or scale",
+        "nn/network.py",
+        "Network._sources",
+        "amplitude = (height[:, None] / 2 + at_peaks[:, 3:5]).exp()",
+        "amplitude = (height[:, None] + at_peaks[:, 3:5]).exp()",
+        "The amplitudes of the factors are shares of the heat map, not square roots of them: R_pred has the "
+        "squares of the powers, and weak sources vanish from it.",
+    ),
+    # Losses.
+    SourceFault(
+        "contrast_loaded_for_each_element",
+        "units or scale",
+        "nn/losses.py",
+        "peak_contrast",
+        "loading = torch.full_like(which.loading, _LOADING)",
+        "loading = torch.full_like(which.loading, _LOADING * which.size)",
+        "The loading of the MVDR spectra, which is relative to the trace, is taken as one for each element: "
+        "N times as much, both spectra are nearly flat, and the loss nearly 0 for every prediction.",
+    ),
+    # Schedules.
+    SourceFault(
+        "jitter_of_beta_upwards",
+        "sign",
+        "nn/data.py",
+        "beta_at",
+        "spec.beta + spec.beta_jitter * (2 * float(uniform) - 1)",
+        "spec.beta + spec.beta_jitter * (2 * float(uniform) + 1)",
+        "The jitter is J to 3 J upwards, not to either side: after the ramp beta is above its setting in "
+        "every epoch, 0.35 to 0.45 for 0.3, while validation and inference use 0.3.",
+    ),
+    # Validation.
+    SourceFault(
+        "limits_of_the_angles_swapped",
+        "swapped arguments",
+        "estimation/grid.py",
+        "Volume.clamp",
+        "azimuth.clamp(-self.azimuth_max, self.azimuth_max),\n"
+        "            elevation.clamp(-self.elevation_max, self.elevation_max),",
+        "azimuth.clamp(-self.elevation_max, self.elevation_max),\n"
+        "            elevation.clamp(-self.azimuth_max, self.azimuth_max),",
+        "Each angle is clipped to the limits of the other: sources found beyond 30 degrees of azimuth are "
+        "moved to 30 degrees, and validation counts them as missed.",
     ),
 )
