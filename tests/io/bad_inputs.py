@@ -48,7 +48,8 @@ altered(
     "millimetres would be 0.5 apart)",
     elements=lambda p: p * 1000,
 )
-altered("element that is far away", "elements", "extend over 3.33e+300", elements=at(0, value=[1e300, 0, 0]))
+altered("element that is far away", "elements", "extend over 3.33e+14", elements=at(0, value=[1e14, 0, 0]))
+altered("element beyond all limits", "elements", "within 1e+15 m", elements=at(0, value=[1e300, 0, 0]))
 altered(
     "two elements in one place", "wavelength", "0 wavelengths apart", elements=at(1, value=[-0.15, -0.075, 0])
 )
