@@ -125,12 +125,13 @@ class Panel:
             raise InputError(
                 "elements", f"must be positions (x, y, z) of shape [N, 3]; got shape {shape}{hint}"
             )
-        if not torch.isfinite(positions).all():
-            raise InputError("elements", "positions must be finite, in metres; got a NaN or an infinity")
-        if float(positions.abs().max()) > _FARTHEST_M:
+        if not (positions.abs() <= _FARTHEST_M).all():
+            largest = float(positions.abs().max())
             raise InputError(
                 "elements",
-                f"positions must be within {_FARTHEST_M:.0e} m; got {float(positions.abs().max()):.3g} m",
+                f"positions must be within {_FARTHEST_M:.0e} m; got {largest:.3g} m"
+                if math.isfinite(largest)
+                else "positions must be finite, in metres; got a NaN or an infinity",
             )
         if not (math.isfinite(wavelength) and wavelength > 0):
             raise InputError("wavelength", f"must be positive and finite, in metres; got {wavelength:g}")

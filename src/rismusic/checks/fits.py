@@ -209,8 +209,7 @@ class BlindFit:
 
     def search(self) -> WrongConvention | None:
         """Use scenes until one change is accepted, all are rejected, or the budget is spent."""
-        size = max(form.size for form in (self._recorded, *self._changed.values()))
-        step, spent = max(1, min(_TOGETHER, _BLOCK // size)), 0
+        step, spent = _scenes_together(self._recorded, *self._changed.values()), 0
         named, most = None, len(self._recorded.recording)
         while self._open and self.scenes < most and spent < _BUDGET:
             spent += step * (self._recorded.size + sum(self._changed[change].size for change in self._open))
@@ -232,7 +231,7 @@ class BlindFit:
         )
         if max(recorded.size, changed.size) > _LARGEST:
             return True
-        step = max(1, min(_TOGETHER, _BLOCK // max(recorded.size, changed.size)))
+        step = _scenes_together(recorded, changed)
         gain, refit = 0.0, change.family in _SAME_SOURCES
         for start in range(0, self.scenes, step):
             scenes = slice(start, min(start + step, self.scenes))
@@ -294,6 +293,11 @@ class _Form:
     def _grid(self) -> SearchGrid:
         volume = Volume.from_spec(self.settings)
         return SearchGrid.cover(self.recording.panel, volume, self.settings.oversampling)
+
+
+def _scenes_together(*forms: _Form) -> int:
+    """Number of scenes that are fitted at a time under each of the forms."""
+    return max(1, min(_TOGETHER, _BLOCK // max(form.size for form in forms)))
 
 
 class _Fitted:

@@ -97,10 +97,11 @@ def run_check(tag: str, check: Check, case: Case) -> Iterator[Report]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}".rstrip(".")
-        meaning, advice = f"the code under test raised {problem}.", "Fix this error first."
         if Path(frame.filename).parent == Path(__file__).parent:
             meaning = f"the check stopped with {problem}."
             advice = "Values that are not finite may be the cause: see the other findings."
+        else:
+            meaning, advice = f"the code under test raised {problem}.", "Fix this error first."
         failed = Finding(f"check {tag} could not run", 1.0, 0.0, False, meaning, advice, where)
         yield Report(tag, "failed", {}, (failed,))
         return

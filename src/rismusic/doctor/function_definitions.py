@@ -809,13 +809,18 @@ def _network(self: Any, grid: Any) -> Any:
     return {"coordinates and inside of the cells": (self.place, place)}
 
 
+def _gram(V: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix of columns, and that of orthonormal ones or of 0."""
+    gram = V.mH @ V
+    return gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1).real.round()).to(gram.dtype)
+
+
 @_of("nn.statistics:GridStatistics.__init__")
 def _grid_statistics(self: Any, grid: Any) -> Any:
     """The basis is orthonormal, up to columns of 0, and spans the steering vectors of the grid."""
     B, here = self.basis.to(torch.complex128).cpu(), grid.inside.cpu()
-    gram = B.mH @ B
     a = _steering(grid.panel, *(getattr(grid, n).cpu()[here] for n in ("azimuth", "elevation", "range")))
-    found = {"Gram matrix of the basis": (gram, torch.diag(gram.diagonal().abs().round()).to(gram.dtype))}
+    found = {"Gram matrix of the basis": _gram(B)}
     if a is None:
         return found
     energy = float((B.mH @ a).abs().square().sum()) / a.shape[1]
@@ -1247,11 +1252,8 @@ def _music(covariance: Any, sources: Any, result: Any) -> Any:
     most = torch.linalg.eigvalsh(R).flip(-1).cumsum(-1).gather(-1, K[:, None] - 1)[:, 0]
     if int(K.max()) > covariance.rank:
         return None
-    gram = V.mH @ V
     found = {"power in the subspace": ((V.conj() * (R @ V)).real.sum((-2, -1)), most)}
-    return found | {
-        "Gram matrix": (gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1).real.round()).to(gram.dtype))
-    }
+    return found | {"Gram matrix": _gram(V)}
 
 
 @_of("nn.validation:_score")

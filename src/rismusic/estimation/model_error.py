@@ -200,7 +200,7 @@ def diffuse_evidence(
     left = torch.maximum(left, torch.finfo(left.dtype).eps * energy)
     log_det = factor.diagonal(dim1=-2, dim2=-1).real.log().sum((-2, -1)) * (2 * repeats)
     log_det = log_det + L * (1 + tau[:, None] * values[:, None]).log().sum(-1)
-    value = -_freedom(active, L, M)[:, None] * left.log() - log_det
+    value = -residual_dimensions(active, L, M)[:, None] * left.log() - log_det
     return value[:, 1:] - value[:, :1]
 
 
@@ -453,7 +453,7 @@ def _beside_sources(recording: Recording, sources: Sources) -> Iterator[tuple[sl
         B = link.matmul(D).expand(-1, L, -1, -1)
         B = outside(Q, B).unflatten(-1, (-1, 2))
         rest = outside(Q, y[..., None])[..., 0]
-        sigma2 = squared_modulus(rest).sum((1, 2)) / _freedom(there, L, M)
+        sigma2 = squared_modulus(rest).sum((1, 2)) / residual_dimensions(there, L, M)
         power = torch.where(there, sources.power[block].double(), 0)
         yield block, _BesideSources(rest, B, _least_squares(C, y), sigma2, power)
 
@@ -505,7 +505,7 @@ class _Residual(Batch):
         Q = orthonormal(C)
         rest = outside(Q, y[..., None])[..., 0]
         field = (P * _least_squares(C, y)[..., None]).sum(-2)
-        return cls(H, field, Q, rest, _freedom(active, L, M, subcarriers))
+        return cls(H, field, Q, rest, residual_dimensions(active, L, M, subcarriers))
 
     def normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """W with a mean eigenvalue of 1, z for a residual of unit energy, and the mean eigenvalue."""
@@ -706,7 +706,7 @@ def _through(P: Complex[Tensor, "S _ K N"], H: Complex[Tensor, "S M N"]) -> Comp
     return (P.flatten(1, 2) @ H.mT).unflatten(1, P.shape[1:3])
 
 
-def _freedom(
+def residual_dimensions(
     active: Bool[Tensor, "S K"], snapshots: int, outputs: int, subcarriers: int = 1
 ) -> Float[Tensor, "S"]:
     """Complex dimensions D of the residual of one subcarrier."""

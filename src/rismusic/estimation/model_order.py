@@ -101,9 +101,9 @@ def select_model_order(
             :data:`EVIDENCE_WEIGHT`; uniform if ``None``. Numbers with minus infinity are not tried, except 0.
     """
     best, evidence = fit(scenes, 0)
-    weight = 1.0 if prior is None else EVIDENCE_WEIGHT
+    weight = EVIDENCE_WEIGHT
     if prior is None:
-        prior = evidence.new_zeros(len(scenes), most + 1)
+        weight, prior = 1.0, evidence.new_zeros(len(scenes), most + 1)
     log_posterior = torch.full_like(prior, -math.inf)
     # The prior is added here and below; `fit` returns the evidence alone.
     log_posterior[:, 0] = weight * evidence + prior[:, 0]

@@ -35,6 +35,7 @@ from rismusic.devices import blocks
 from rismusic.estimation.calibration import squared_modulus
 from rismusic.estimation.goodness_of_fit import orthonormal, outside
 from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.model_error import residual_dimensions
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
@@ -108,9 +109,8 @@ class Distortion(Batch):
 def distortions(recording: Recording, sources: Sources) -> tuple[Distortion, Distortion]:
     """I/Q imbalance and compression of the receiver, in stacked scenes of one frequency."""
     positions, active = unpack(sources, recording)
-    count = active.sum(-1)
     S, L, M = recording.snapshots.shape
-    D = (L * (M - count) - 1.5 * count).clamp_min(1).double()
+    D = residual_dimensions(active, L, M).clamp_min(1)
     gain, robust, norm = (positions.new_zeros(2, S) for _ in range(3))
     z = torch.zeros(2, S, dtype=torch.complex128, device=positions.device)
     for block in blocks(S, 64 * L * M * (active.shape[1] + 8), positions.device):
@@ -137,7 +137,7 @@ def distortions(recording: Recording, sources: Sources) -> tuple[Distortion, Dis
             norm[number, block] = size / variance.clamp_min(tiny)
     if L == 1:  # one long snapshot
         robust = gain
-    shown = (gain > _NATS) & (robust > _ROBUST_NATS) & (count > 0)
+    shown = (gain > _NATS) & (robust > _ROBUST_NATS) & active.any(-1)
     return Distortion(shown[0], z[0], norm[0]), Distortion(shown[1], z[1], norm[1])
 
 
@@ -145,5 +145,5 @@ def without_image(recording: Recording, beta: Complex[Tensor, "S"]) -> Recording
     r"""The snapshots before an I/Q imbalance, :math:`x = (y - \beta y^*) / (1 - |\beta|^2)`."""
     y = recording.snapshots
     b = beta.view(-1, *(1,) * (y.ndim - 1))
-    x = (y - b * y.conj().resolve_conj()) / (1 - squared_modulus(b))
+    x = (y - b * y.conj()) / (1 - squared_modulus(b))
     return replace(recording, snapshots=x.to(y.dtype))
