@@ -215,3 +215,14 @@ def test_no_array_of_all_elements_and_points(monkeypatch: pytest.MonkeyPatch) ->
         part.numel() for part in (divided.cells, divided.real, *(c.waves for c in divided.children))
     )
     assert largest * 4 < 4 * recording.panel.size * len(divided.norm) / 20
+
+
+def test_an_element_without_gain_does_not_slow_the_sums() -> None:
+    """Its products would be below the normal numbers, for which processors take a hundred times longer."""
+    panel = Panel(irregular().elements[:12], 0.3)
+    points = panel.elements + torch.tensor([0.0, 0.0, 5.0])
+    divided = Subarrays.of(panel, torch.arange(12), points, divisions=4)  # each of a single element
+    rows = torch.randn(3, 12, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    rows[:, ::2] *= 1e-38
+    products = divided._of_children(rows)
+    assert not ((products != 0) & (products.abs() < torch.finfo(torch.float32).tiny)).any()

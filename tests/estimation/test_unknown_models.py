@@ -232,3 +232,18 @@ def test_three_coherent_sources_of_a_line_of_eight_are_at_the_bound(unknowns, ge
     assert 0.75 < rms < 1.15
     ratio = (found.noise_variance / recording.noise_variance)[matched.hit.all(1)]
     assert abs(float(ratio.mean()) - 1) < 3 * float(ratio.std()) / len(ratio) ** 0.5
+
+
+def test_a_search_that_is_too_large_is_refused_before_the_models_are_compared(monkeypatch):
+    """The fits of the models use a coarser grid, on which they could take minutes."""
+
+    def fitted(*_):
+        raise AssertionError("a model was fitted")
+
+    monkeypatch.setattr("rismusic.estimation.signal_model._evidence", fitted)
+    sparse = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    snapshots = torch.randn(1, 5, 12, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    recording = Recording(elements=sparse, wavelength=0.3, snapshots=snapshots, wave="fresnel")
+    for settings in ({"symbols": "auto"}, {"wave": "auto"}):
+        with pytest.raises(InputError, match="more than 16,777,216 points"):
+            locate(recording, method="omp", azimuth_max_deg=180, **settings)

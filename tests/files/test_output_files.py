@@ -213,6 +213,22 @@ def test_the_memory_budget_is_checked_before_a_folder_is_made(tmp_path, monkeypa
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SOURCE_DATE_EPOCH", "abc"),
+        ("SOURCE_DATE_EPOCH", "9" * 17),
+        ("WORLD_SIZE", "abc"),
+        ("WORLD_SIZE", "0"),
+    ],
+)
+def test_variables_that_libraries_read_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys, name, value):
+    """NumPy, matplotlib and torch end with an error of their own."""
+    monkeypatch.setenv(name, value)
+    assert main(["train", "--preset", "tiny", "--device", "cpu", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {name}: ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_is_ctrl_c(number, tmp_path):
     """A simulation that is terminated leaves nothing behind and ends as an interrupted one."""

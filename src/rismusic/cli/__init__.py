@@ -14,6 +14,7 @@ import re
 import sys
 from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -172,4 +173,16 @@ def _run(args: Sequence[str]) -> int:
         from rismusic.devices import budget_of_environment
 
         budget_of_environment()  # a wrong one is refused before anything is written
+    _check_date(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     return command.run()
+
+
+def _check_date(text: str) -> None:
+    """Refuse a time of reproducible builds that NumPy and matplotlib, which read it, cannot use."""
+    try:
+        datetime.fromtimestamp(int(text), UTC)
+    except (ValueError, OverflowError, OSError):
+        raise InputError(
+            "SOURCE_DATE_EPOCH",
+            f"the environment variable must be a whole number of seconds since 1970; got {text!r}",
+        ) from None

@@ -43,7 +43,10 @@ def with_signal_model(recording: Recording, spec: LocateSpec) -> Recording:
         recording = replace(recording, symbols=spec.symbols, pilots=None)
     if spec.wave != "recorded" and spec.wave != "auto":
         recording = replace(recording, wave=spec.wave)
-    if spec.symbols == "auto" and recording.pilots is None:
+    compared = spec.symbols == "auto" and recording.pilots is None
+    if compared or spec.wave == "auto":
+        searched_grid(recording, for_geometry(spec, recording.panel))  # refused before the fits if too large
+    if compared:
         evidence = evidence_of_symbols(recording, spec)
         recording = replace(recording, symbols=max(evidence, key=lambda name: evidence[name]))
     if spec.wave == "auto":

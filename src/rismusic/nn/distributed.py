@@ -79,7 +79,12 @@ def process_group(device: torch.device | str | None = None) -> Iterator[ProcessG
     A single process uses ``device``, by default a GPU if there is one. Under ``torchrun`` each process uses
     the GPU of its local rank, or the CPU if that is requested or there is no GPU.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise InputError(
+            "WORLD_SIZE", f"the variable, which torchrun sets, must be 1 or larger; got {size!r}"
+        )
+    world_size = int(size)
     own = device_of(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if world_size == 1:
         yield ProcessGroup(device=own)
