@@ -145,6 +145,7 @@ def test_grid_and_sweeps_side_by_side():
         ({"locate": {"azimuth_max_deg": 30}}, r"locate\.azimuth_max_deg: .* 60\); got 30"),
         ({"methods": ("oracle:best",), "count": "auto"}, "oracle:best needs a known number of sources"),
         ({"sources": (3, 0)}, "sources: expected at least 1, found 0|sources: expected .* found 0"),
+        ({"scenes": 10**18}, "expected at most 10000000"),
     ],
 )  # fmt: skip
 def test_bad_settings(settings, sentence):

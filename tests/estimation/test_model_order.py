@@ -55,9 +55,13 @@ def test_evidence_is_the_integral_over_all_unknowns(sources, generator):
     low, high = (x.new_tensor(limit) for limit in (grid.volume.lower, grid.volume.upper))
     place = x[..., : 3 * sources].unflatten(-1, (-1, 3))
     inside = ((place >= low) & (place <= high)).all(-1).all(-1)
-    logw = torch.where(inside, torch.cat(values) - logq, -math.inf)
+    # Levels below the strongest source, which is any of them, are 10 dB in the mean.
+    power = x[..., 3 * sources :]
+    levels = (power.amax(-1, keepdim=True) - power).sum(-1) / math.log(10)
+    logw = torch.where(inside, torch.cat(values) - levels - logq, -math.inf)
     integral = logw.logsumexp(0) - math.log(draws)
-    widths = sources * ((high - low).log().sum() + math.log(LOG_POWER_WIDTH))
+    widths = sources * (high - low).log().sum() + math.log(sources * LOG_POWER_WIDTH)
+    widths += (sources - 1) * math.log(math.log(10))
     expected = integral - widths + math.lgamma(sources + 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.5)
 
@@ -189,8 +193,41 @@ def test_what_was_known_beforehand_counts_and_saves_fits():
 def test_unknowns_without_information_are_no_evidence():
     J = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     J[1, 0, 0] = math.nan
+    level = torch.zeros(2, 1, 1, dtype=torch.float64)
     factor = log_occam_factor(
-        J, torch.ones(2, 4, dtype=torch.float64), torch.tensor([[3]]), identifiable=False
+        J, torch.ones(2, 4, dtype=torch.float64), torch.tensor([[3]]), level, identifiable=False
     )
     assert factor[0].isfinite()
     assert factor[1] == -math.inf
+
+
+def test_a_weak_source_costs_its_level_below_the_strongest():
+    """Exponential prior of mean 10 dB; absent sources and those of unknown power cost nothing."""
+    powers = torch.tensor([[0, 1, 2]])
+    J = torch.diag(torch.tensor([1e4, 1e4, 1e4, 1.0], dtype=torch.float64)).repeat(4, 1, 1)
+    J[3, 1, 1] = 1e-4
+    level_db = torch.tensor([[0.0, 0, -math.inf], [-20, 0, -math.inf], [0, -35, -math.inf], [0, -35, -5]])
+    level = (level_db.double() * math.log(10) / 10)[:, None]
+    factor = log_occam_factor(J, torch.ones(4, 4, dtype=torch.float64), powers, level, identifiable=False)
+    torch.testing.assert_close(factor[0] - factor[1], torch.tensor(2.0, dtype=torch.float64))
+    torch.testing.assert_close(factor[0] - factor[2], torch.tensor(3.5, dtype=torch.float64))
+    unknown_power = factor[0] - factor[3]
+    torch.testing.assert_close(unknown_power, torch.full_like(unknown_power, 0.5), rtol=0, atol=1e-2)
+
+
+def test_the_power_of_a_single_symbol_is_identifiable():
+    """Constant symbols have an information of 1 on log power, whatever the SNR."""
+    made = simulate(scenes=2, sources=2, snr_db=30, scene={"symbols": "constant"}, seed=3)
+    found = locate(replace(made, noise_variance=None, truth=None), method="omp")
+    assert found.n_sources.tolist() == [2, 2]
+
+
+def test_a_fit_without_likelihood_is_no_evidence():
+    """Steering vectors of sources near an element may overflow; sources at one place are alike."""
+    recording = dense.small(scenes=3, sources=1, snr_db=20.0, known=True)
+    grid = dense.grid_for(recording)
+    two = omp(recording, 2, grid, criterion="unconditional")
+    one_place = two.sources.each(lambda value: torch.cat((value[:, :1],) * 2, dim=1))
+    undefined = torch.full_like(two.neg_log_likelihood, math.nan)
+    fit = replace(two, sources=one_place, neg_log_likelihood=undefined)
+    assert (log_evidence(recording, fit, grid.volume) == -math.inf).all()

@@ -14,7 +14,14 @@ from rismusic.array import Panel
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.nn import spec as card
-from rismusic.nn.checkpoint import checksum, load_network, read_network, save_network
+from rismusic.nn.checkpoint import (
+    checksum,
+    load_network,
+    optimizer_tensors,
+    read_network,
+    restore_optimizer,
+    save_network,
+)
 from rismusic.nn.network import Network
 from rismusic.nn.spec import NetworkSpec, TrainSpec, WeightsCard, card_of, weights_path
 from rismusic.spec import SystemSpec
@@ -108,3 +115,25 @@ def test_a_card_as_text():
         assert said in text
     errs = CARD.replace(system=SYSTEM.replace(hardware={"gain": 0.1}))
     assert "| hardware errors | gain 0.1 |" in card_text(errs, checksum="", size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("0.stepx", torch.tensor(1.0), "the tensor optimizer/0.stepx does not fit"),
+        ("7.step", torch.tensor(1.0), "the tensor optimizer/7.step does not fit"),
+        ("x.step", torch.tensor(1.0), "the tensor optimizer/x.step does not fit"),
+        ("0.exp_avg", torch.zeros(3), "the tensor optimizer/0.exp_avg does not fit"),
+        ("0.step", None, "the tensor optimizer/0.step is missing"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(name, value, sentence):
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors = optimizer_tensors(optimizer)
+    restore_optimizer(optimizer, tensors)
+    changed = {**tensors, name: value}
+    with pytest.raises(InputError, match=sentence):
+        restore_optimizer(optimizer, {key: one for key, one in changed.items() if one is not None})

@@ -307,8 +307,8 @@ class BenchSpec(Spec):
     """Numbers of sources, K. Default: 1 2 3 5, or 3 in a sweep."""
     snr_db: tuple[Decibels, ...] = ()
     """SNRs in dB. Default: 0 5 10 20, or 5 in a sweep."""
-    scenes: Count = 200
-    """Number of scenes of each system."""
+    scenes: Annotated[int, Field(ge=1, le=10**7)] = 200
+    """Number of scenes of each system, up to ten million."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     """Seed of the scenes."""
     split: Literal["train", "validation", "test"] = "test"

@@ -142,6 +142,18 @@ def _from_cosines(u_x: Tensor, u_y: Tensor, q: Tensor) -> Any:
     return None if float(up.min()) < 1e-2 else (torch.atan2(u_x, up), torch.asin(u_y), 1 / q)
 
 
+@_of("estimation.grid:Volume.clamp")
+def _clamp(self: Any, azimuth: Tensor, elevation: Tensor, range: Tensor) -> Any:
+    if self.azimuth_max >= math.pi:
+        return None
+    limits = ((self.azimuth_max,) * 2, (self.elevation_max,) * 2, (-self.range_min, self.range_max))
+    positions = (azimuth, elevation, range)
+    return tuple(
+        torch.where(x > high, high, torch.where(x < -low, -low, x))
+        for x, (low, high) in zip(positions, limits, strict=True)
+    )
+
+
 @_of("estimation.grid:Volume.from_spec")
 def _volume(spec: Any) -> Any:
     if hasattr(spec, "unknowns"):
@@ -571,11 +583,14 @@ def _around(self: Any, result: Tensor) -> Any:
     n = torch.arange(-2, 3).double()
     x = (u_x[..., None] + self.grid.step[0] * n.repeat_interleave(5))[here]
     y = (u_y[..., None] + self.grid.step[1] * n.repeat(5))[here]
-    if float((x.square() + y.square()).max()) > 0.99:
-        return None
+    visible = x.square() + y.square() < 0.99  # the others are at the horizon, by a rule of the grid's own
+    x, y = torch.where(visible, x, 0), torch.where(visible, y, 0)
     at = torch.atan2(x, (1 - x.square() - y.square()).sqrt()), y.asin(), (1 / q[here])[:, None].expand_as(x)
     A = _steering(self.grid.panel, *at)
-    return None if A is None else {"vectors": (result.transpose(1, 2)[here], A)}
+    if A is None or not bool(visible.any()):
+        return None
+    found = result.transpose(1, 2)[here]
+    return {"vectors": (torch.where(visible[:, None], found, 0), torch.where(visible[:, None], A, 0))}
 
 
 @_of("nn.losses:_Structure.__init__")

@@ -485,7 +485,10 @@ def room_evidence(views: list[View], fit: RoomFit, volume: Volume) -> Float[Tens
     """
     _, values, x = _at_panels(views, fit, volume)
     J = joint_unconditional((views, fit.active), x, fit.active.shape[1])[2]
-    return _log_evidence(views, fit.points, _seen(views, fit), J, volume) - values.sum(0)
+    seen = _seen(views, fit)
+    level = x[:, fit.points[0].numel() :].unflatten(1, (len(views), -1))[..., :-1]
+    level = level.masked_fill(~seen, -math.inf)
+    return _log_evidence(views, fit.points, level, J, volume) - values.sum(0)
 
 
 def _at_panels(
@@ -515,16 +518,19 @@ def _seen(views: list[View], fit: RoomFit) -> Bool[Tensor, "S P K"]:
 def _log_evidence(
     views: list[View],
     points: Float[Tensor, "S K 3"],
-    seen: Bool[Tensor, "S P K"],
+    level: Float[Tensor, "S P K"],
     J: Float[Tensor, "S U U"],
     volume: Volume,
 ) -> Float[Tensor, "S"]:
     """Log of the prior volume that the data leave, for points uniform in the volume of one panel.
 
+    ``level`` holds the log powers, minus infinity for sources that a panel does not receive.
+
     The panel is the first that sees the source. With one panel this is the evidence of
     :func:`~rismusic.estimation.model_order.log_evidence`.
     """
-    S, P, K = seen.shape
+    S, P, K = level.shape
+    seen = level > -math.inf
     first = seen.to(torch.int8).argmax(1)[..., None, None]
     jacobians = torch.stack(
         [
@@ -540,10 +546,10 @@ def _log_evidence(
     free = seen.any(1)
     width = torch.tensor(extent, dtype=J.dtype, device=J.device) * free[..., None]
     parts = [width.flatten(1)]
-    for number, view in enumerate(views):
-        parts.append(LOG_POWER_WIDTH * seen[:, number].to(J))
+    for view in views:
+        parts.append(J.new_zeros(S, K))  # made with the evidence
         known = view.recording.noise_variance is not None
         parts.append(torch.full_like(J[:, :1, 0], 0.0 if known else LOG_POWER_WIDTH))
     widths = torch.cat(parts, dim=1)
     powers = torch.arange(3 * K, J.shape[-1], device=J.device).view(P, K + 1)[:, :K]
-    return log_occam_factor(M.mT @ J @ M, widths, powers)
+    return log_occam_factor(M.mT @ J @ M, widths, powers, level)

@@ -198,6 +198,8 @@ def _representatives(
 
     They are the middles of the occupied cells of a lattice in direction cosines and inverse distance.
     """
+    if subarray.size == 1:  # from its own place, an element receives the same from all points
+        return away[:1], torch.zeros(len(away), dtype=torch.long, device=away.device)
     distance = away.norm(dim=1, keepdim=True)
     axes = torch.cat((away[:, :2] / distance, 1 / distance), dim=1)
     probes = axes[torch.linspace(0, len(axes) - 1, _PROBES, device=axes.device).long()]

@@ -197,6 +197,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(str(path), f"is not a safetensors file, or it is truncated ({error})") from None
 
 
+# Tensors of AdamW for each weight, and whether they have its shape.
+_MOMENTS = {"step": False, "exp_avg": True, "exp_avg_sq": True}
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer state as named tensors, ``<parameter number>.<name>``."""
     state = optimizer.state_dict()["state"]
@@ -204,11 +208,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Load the optimizer state that :func:`optimizer_tensors` returned."""
+    """Load the state of AdamW that :func:`optimizer_tensors` returned."""
+    weights = [one for group in optimizer.param_groups for one in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, _, key = name.partition(".")
+        own = weights[int(number)] if number.isdecimal() and int(number) < len(weights) else None
+        if own is None or key not in _MOMENTS or value.shape != (own.shape if _MOMENTS[key] else ()):
+            raise InputError("checkpoint", f"the tensor optimizer/{name} does not fit this network")
         state.setdefault(int(number), {})[key] = value
+    for place, values in state.items():
+        if missing := _MOMENTS.keys() - values.keys():
+            raise InputError("checkpoint", f"the tensor optimizer/{place}.{min(missing)} is missing")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
