@@ -66,12 +66,13 @@ def test_evidence_is_the_integral_over_all_unknowns(sources, generator):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.5)
 
 
-def test_a_source_without_power_is_none():
+@pytest.mark.parametrize("power", [1e-12, 0.0])
+def test_a_source_without_power_is_none(power):
     """The data say nothing about its position and power, which cost nothing: it would tie with no source."""
     recording = dense.small(scenes=3, sources=1, snr_db=20.0, known=True)
     grid = dense.grid_for(recording)
     one = omp(recording, 1, grid, criterion="unconditional")
-    nothing = replace(one.sources, power=torch.full_like(one.sources.power, 1e-12))
+    nothing = replace(one.sources, power=torch.full_like(one.sources.power, power))
     silent = replace(one, sources=nothing, neg_log_likelihood=one.neg_log_likelihood.clone())
     assert (log_evidence(recording, silent, grid.volume) == -math.inf).all()
     assert log_evidence(recording, one, grid.volume).isfinite().all()

@@ -164,7 +164,7 @@ def log_evidence(
                 J, w = _with_correlations(part, at, w, noise)
             else:
                 _, _, J = unconditional(at, power[block], noise)
-        level = power[block].log().masked_fill(~there, -math.inf)[:, None]
+        level = power[block].clamp_min(1e-300).log().masked_fill(~there, -math.inf)[:, None]
         volumes.append(log_occam_factor(J, w, powers, level, identifiable=identifiable))
     # Steering vectors that overflow leave no likelihood; such a fit is no evidence.
     evidence = torch.cat(volumes) - fit.neg_log_likelihood
