@@ -13,6 +13,7 @@ from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least
 from rismusic.nn.run_folder import LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
+from rismusic.text import counted
 
 Lines = list[dict[str, Any]]
 
@@ -93,7 +94,7 @@ def _probes(probes: Lines) -> list[Report]:
                 shown = next(one for _, one in reversed(history) if not one.fine)
             name = shown.name + (_when(bad) if counts else "")
             findings.append(replace(shown, name=name, fine=not counts))
-        reports.append(report_of(tag, f"{last[tag] + 1} epochs", findings))
+        reports.append(report_of(tag, counted(last[tag] + 1, "epoch"), findings))
     return reports
 
 
