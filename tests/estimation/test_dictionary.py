@@ -7,7 +7,7 @@ import torch
 
 from rismusic.array import Panel, steering
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.search import Dictionary, real_products, scenes_first
+from rismusic.estimation.search import Dictionary, compiled_search, real_products, scenes_first
 from rismusic.operator import Link
 
 
@@ -41,6 +41,19 @@ def test_points_are_those_inside_and_columns_their_waves(monkeypatch, memory_bud
     places = torch.cat([torch.arange(len(points))[part] for part, _ in blocks])
     assert torch.equal(places, torch.arange(len(points)))
     torch.testing.assert_close(torch.cat([part for _, part in blocks], dim=1), columns, rtol=0, atol=1e-6)
+
+
+def test_the_steering_vectors_are_used_in_parts_of_a_quarter_of_the_budget(memory_budget):
+    """So are those that are kept: products with all points of a large grid took gibibytes."""
+    grid = SearchGrid.cover(Panel.uniform_planar(), Volume(1.0, 1.0, 0.5, 10.0), 1.0)
+    points = Dictionary.of(grid)
+    budget = 8 * 144 * len(grid)  # so that they are kept
+    memory_budget(budget)
+    blocks = list(points.columns())
+    assert len(blocks) == 4
+    torch.testing.assert_close(torch.cat([columns for _, columns in blocks], dim=1), grid.inside_steering)
+    assert max(columns.numel() * columns.element_size() for _, columns in blocks) <= budget / 4
+    assert compiled_search(grid) is None
 
 
 def test_products_are_complex_ones(generator):

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel, direction, steering, steering_with_log_derivatives, wrapped
+from rismusic.devices import block_size
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.io import Recording
 from rismusic.spec import LocateSpec, SceneSpec, Wave
@@ -337,7 +338,9 @@ class SearchGrid:
     @cached_property
     def inside_steering(self) -> Float[Tensor, "*F rows _"]:
         """:meth:`real_steering` of the points inside the volume, in float32."""
-        return self.real_steering()[..., self.inside]
+        step = block_size(8 * self.panel.size * self.panel.subcarriers, self.inside.device)
+        parts = [self.real_columns(A)[..., self.inside[block]] for block, A in self.blocks(step)]
+        return torch.cat(parts, dim=-1)
 
     def real_columns(self, A: Complex[Tensor, "N B"]) -> Float[Tensor, "*F rows B"]:
         """Real part of A above its imaginary part, [2 N, B]; one matrix per subcarrier, [F, 2 N, B]."""

@@ -95,11 +95,14 @@ class Dictionary:
     def columns(self) -> Iterator[tuple[slice, Float[Tensor, "*F _ B"]]]:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B] or [F, 2N, B]."""
         N = self.grid.panel.size * self.grid.panel.subcarriers
+        step = block_size(8 * N, self.points.device)
         if 8 * N * len(self.grid) <= memory_budget(self.points.device):
-            yield slice(0, len(self)), self.grid.inside_steering
+            for start in range(0, len(self), step):
+                block = slice(start, min(start + step, len(self)))
+                yield block, self.grid.inside_steering[..., block]
             return
         done = 0
-        for block, A in self.grid.blocks(block_size(8 * N, self.points.device)):
+        for block, A in self.grid.blocks(step):
             inside = self.grid.inside[block]
             count = int(inside.sum())
             if count:
@@ -230,7 +233,8 @@ class Strongest(Batch):
 
 def compiled_search(grid: SearchGrid) -> ModuleType | None:
     """The compiled products with all points of a grid, if they are wanted and the grid is not too large."""
-    dense = 8 * grid.panel.size * len(grid) <= memory_budget(grid.inside.device)
+    # Its tables are made in double precision, and products with all points at once.
+    dense = 8 * grid.panel.size * len(grid) <= memory_budget(grid.inside.device) // 4
     covered = dense and grid.inside.device.type == "cpu" and grid.panel.subcarriers == 1
     if not covered or compiled_fits() is None:
         return None
