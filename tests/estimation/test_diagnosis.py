@@ -680,3 +680,13 @@ def test_nearly_all_scenes_speak_for_the_others(others, named):
     """In single scenes of a recording with another wave, false sources may explain the data as well."""
     shown = torch.arange(10) >= others
     assert int(diagnosis._all_but_many(shown).sum()) == named
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_recording_in_which_one_antenna_alone_has_data():
+    made = blind(simulate(scenes=1, sources=1, snr_db=20, seed=3))
+    alone = torch.zeros_like(made.snapshots)
+    alone[..., 0] = made.snapshots[..., 0]
+    found = locate(replace(made, snapshots=alone), method="omp")
+    assert found.status != ["ok"]
+    assert "inf" not in " ".join(found.warnings[0])

@@ -222,10 +222,11 @@ def _outlier(recording: Recording, off: Projection) -> str:
         if (dimensions < 1).any() or len(e) < _FEWEST_ROWS:
             continue
         mean, others, steps = e / dimensions, np.full(len(e), True), []
+        least = max(np.finfo(e.dtype).eps * e.sum(), np.finfo(e.dtype).tiny)  # rounding
         for row in (-mean).argsort()[:2]:
             others[row] = False
             rest_dimensions = dimensions[others].sum()
-            ratio = mean[row] * rest_dimensions / max(e[others].sum(), np.finfo(e.dtype).tiny)
+            ratio = mean[row] * rest_dimensions / max(e[others].sum(), least)
             p = len(e) * f_distribution.sf(ratio, dimensions[row], rest_dimensions)
             steps.append((p, int(row), ratio))
         if steps[0][0] < _OUTLIER < _HOMOGENEOUS < steps[1][0]:
