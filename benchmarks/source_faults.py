@@ -346,8 +346,8 @@ FAULTS = (
     SourceFault(
         "azimuth and elevation swapped in the labels",
         _SCENE,
-        "        azimuth=azimuth,\n        elevation=elevation,\n        range=distance,\n",
-        "        azimuth=elevation,\n        elevation=azimuth,\n        range=distance,\n",
+        "Sources(azimuth=azimuth, elevation=elevation, range=distance)",
+        "Sources(azimuth=elevation, elevation=azimuth, range=distance)",
         r"azimuth|elevation",
     ),
     SourceFault(
@@ -433,8 +433,8 @@ FAULTS = (
     SourceFault(
         "sine and cosine of the elevation swapped",
         "array.py",
-        "    x, y, z = (cosine[..., None] for cosine in direction(azimuth, elevation))\n",
-        "    x, y, z = (cosine[..., None] for cosine in direction(elevation, azimuth))\n",
+        "_rays(panel, direction(azimuth, elevation), range).unit_wave().mT",
+        "_rays(panel, direction(elevation, azimuth), range).unit_wave().mT",
         r"steering|exp\(j k|azimuth and elevation",
     ),
     SourceFault(
@@ -599,7 +599,7 @@ FAULTS = (
     SourceFault(
         "validation of the current weights",
         _VALIDATION,
-        "        prediction = learner.predict(recording, averaged=averaged)\n        losses",
+        "        prediction = learner.predict(recording)\n        losses",
         "        prediction = learner.predict(recording, averaged=False)\n        losses",
         r"validat.*(average|other weights|current weights)",
     ),

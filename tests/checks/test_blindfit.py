@@ -190,3 +190,12 @@ def test_scenes_are_looked_at_until_it_is_clear(monkeypatch):
     # What is refuted is looked at no more.
     seen = {change.name: count for change, count in sound._scenes_used.items() if count}
     assert min(seen.values()) < max(seen.values()) == sound.scenes
+
+
+def test_large_grids_of_the_forms_are_not_kept(memory_budget):
+    """The forms of one recording of a sparse array held 2 GiB together."""
+    form = blindfit._Form(simulate(scenes=1, sources=1, seed=3))
+    assert form._grid() is form._grid()
+    memory_budget(2**20)
+    form = blindfit._Form(form.recording)
+    assert form._grid() is not form._grid()

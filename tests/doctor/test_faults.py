@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from faults import table
 from faults.plant import healthy
@@ -11,6 +14,9 @@ from rismusic.doctor import hypotheses
 from rismusic.doctor.case import open_case
 from rismusic.doctor.diagnose import CHECKS, run_check
 from rismusic.doctor.report import Diagnosis
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import source_faults
 
 # The check that must name each fault. The other checks do not run here.
 CHECK = {
@@ -150,3 +156,9 @@ def test_healthy_training_with_a_finding_is_an_alarm(monkeypatch):
     only(monkeypatch, "DECAY")
     monkeypatch.setattr(table, "healthy", lambda seed=0: healthy(seed).replace(weight_decay=50.0))
     assert fault_table(only=("panel off centre",)).alarms == ["healthy, seed 0"]
+
+
+def test_the_edits_of_the_benchmark_are_of_this_source():
+    edits, package = source_faults.FAULTS, Path(hypotheses.__file__).parents[1]
+    source = {edit.file: (package / edit.file).read_text("utf-8") for edit in edits}
+    assert [edit.name for edit in edits if edit.old not in source[edit.file]] == []

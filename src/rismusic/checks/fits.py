@@ -33,7 +33,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -51,6 +50,7 @@ from rismusic.checks.conventions import (
     best_change,
     scaled_to,
 )
+from rismusic.devices import memory_budget
 from rismusic.estimation.classical import fit_known, fit_known_symbols
 from rismusic.estimation.diagnosis import wide_settings
 from rismusic.estimation.grid import SearchGrid, Volume
@@ -173,6 +173,8 @@ _CHANCE = 1e-6
 # together, and in all: some seconds for a panel of usual size, a minute or two at most.
 _SCENES, _TOGETHER = 32, 4
 _LARGEST, _BLOCK, _BUDGET = 4 * 10**8, 10**7, 2 * 10**9
+# Share of the memory budget, as its inverse, up to which the steering vectors of a form are kept.
+_FORMS_KEPT = 32
 
 
 # Families of changes under which the sources stay about where they are.
@@ -264,6 +266,8 @@ class _Form:
     def __init__(self, recording: Recording, settings: LocateSpec | None = None) -> None:
         self.recording = recording
         self.settings = settings or scaled_to(SETTINGS, recording.panel)
+        self._volume = Volume.from_spec(self.settings)
+        self._kept: SearchGrid | None = None
         # L, or F L.
         snapshots = recording.snapshots[0, ..., 0].numel()
         self.size = snapshots * len(recording.elements) * _points(recording.panel, self.settings)
@@ -272,27 +276,32 @@ class _Form:
         """Sources that a quick search estimates."""
         part = as_fitted(self.recording[scenes])
         if part.link.pilots is not None:
-            return fit_known_symbols(part, "auto", self._grid, self.settings)
-        most = most_sources(part, self._grid.volume)
+            return fit_known_symbols(part, "auto", self._grid(), self.settings)
+        most = most_sources(part, self._volume)
         count = torch.full((len(part),), min(int(self.settings.sources), most))
-        return fit_known(part, count.to(part.snapshots.device), self._grid, self.settings)
+        return fit_known(part, count.to(part.snapshots.device), self._grid(), self.settings)
 
     def refit(self, scenes: slice, start: Fit) -> Fit:
         """The fit that starts at the sources of another one."""
         part = as_fitted(self.recording[scenes])
         positions, active = unpack(start.sources, part)
-        end = refine(part, positions, active, self._grid.volume, criterion=self.settings.criterion)
-        return complete_fit(part, end.positions, active, end.converged, self._grid.volume)
+        end = refine(part, positions, active, self._volume, criterion=self.settings.criterion)
+        return complete_fit(part, end.positions, active, end.converged, self._volume)
 
     def evidence(self, scenes: slice, fit: Fit) -> Float[Tensor, "S"]:
         """Log-evidence of the sources of a fit, nats."""
         part = as_fitted(self.recording[scenes])
-        return log_evidence(part, fit, self._grid.volume, identifiable=False)
+        return log_evidence(part, fit, self._volume, identifiable=False)
 
-    @cached_property
     def _grid(self) -> SearchGrid:
-        volume = Volume.from_spec(self.settings)
-        return SearchGrid.cover(self.recording.panel, volume, self.settings.oversampling)
+        """Kept with its steering vectors, unless those of all forms would fill the memory."""
+        if self._kept is not None:
+            return self._kept
+        grid = SearchGrid.cover(self.recording.panel, self._volume, self.settings.oversampling)
+        size = 8 * len(self.recording.elements) * len(grid)
+        if size <= memory_budget(grid.inside.device) // _FORMS_KEPT:
+            self._kept = grid
+        return grid
 
 
 def _scenes_together(*forms: _Form) -> int:

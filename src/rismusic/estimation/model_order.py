@@ -2,20 +2,21 @@ r"""Model order: the number of sources by Bayesian evidence, and by MDL and AIC 
 
 **Evidence.** Fits with K = 0, 1, 2, ... sources are compared by the Laplace approximation of the evidence for
 K sources. Let :math:`\theta` hold the U unknowns (azimuth, elevation, 1/range and log power of each source,
-and the log noise variance where it is unknown), with uniform priors of widths :math:`w_i`. The level
-:math:`x_k` of a source below the strongest one has an exponential prior instead, of mean :math:`w_x` = 10 dB:
-sources that are received together are seldom 30 dB apart, whereas a fit to noise is as weak as the noise.
-At the best fit :math:`\hat\theta`,
+and the log noise variance where it is unknown), with uniform priors of widths :math:`w_i`. That of the power
+of a source falls by a factor of e for each :math:`w_x` = 10 dB of its level :math:`x_k` below the strongest
+one: sources that are received together are seldom 30 dB apart, whereas a fit to noise is as weak as the
+noise. (Over 30 dB, this prior adds up to 1/3: further sources are less probable than not.) At the best fit
+:math:`\hat\theta`,
 
-.. math:: \log p(Y | K) \approx \log p(Y | \hat\theta) + \log (K - 1)! - \sum_k \frac{x_k}{w_x}
+.. math:: \log p(Y | K) \approx \log p(Y | \hat\theta) + \log K! - \sum_k \frac{x_k}{w_x}
     - \tfrac12 \log\det\left( \mathrm{diag}(w)\, \frac{J + \Lambda}{2\pi}\, \mathrm{diag}(w) \right),
 
 with the Fisher information J of the unconditional likelihood. :math:`\Lambda = \mathrm{diag}(2\pi / w_i^2)`
-makes the factor of an unknown 1 if the data carry no information on it. (K - 1)! counts the permutations of
-the weaker sources; only those whose power is identifiable are counted. With correlated symbols the
-correlation coefficients are unknowns too, and all correlation matrices are equally probable. (BIC is the same
-with each information replaced by 2 L M and without the prior of the levels. Here, an uncertain range costs
-less than a well-determined one.) Kass and Raftery, "Bayes factors", J. Am. Stat. Assoc. 90 (1995).
+makes the factor of an unknown 1 if the data carry no information on it. K! counts the permutations of the
+sources; only those whose power is identifiable are counted. With correlated symbols the correlation
+coefficients are unknowns too, and all correlation matrices are equally probable. (BIC is the same with each
+information replaced by 2 L M, and without the levels. Here, an uncertain range costs less than a
+well-determined one.) Kass and Raftery, "Bayes factors", J. Am. Stat. Assoc. 90 (1995).
 
 **MDL and AIC.** With the eigenvalues :math:`\lambda_1 \ge \ldots \ge \lambda_p` of the sample covariance of n
 snapshots,
@@ -59,10 +60,10 @@ from rismusic.io import Recording, check_recording
 
 _ROUNDING = 1e-12  # smaller eigenvalues, relative to the largest, are rounding errors and count as this
 
-# Prior width of the strongest log power and of the log noise variance: 30 dB, as a natural logarithm.
+# Prior width of log power and log noise variance: 30 dB, as a natural logarithm.
 LOG_POWER_WIDTH = math.log(1e3)
-# Prior mean of the level of a source below the strongest: 10 dB.
-_MEAN_LEVEL = math.log(10)
+# Level below the strongest source over which the prior falls by a factor of e: 10 dB.
+_LEVEL = math.log(10)
 
 EVIDENCE_WEIGHT = 0.4
 """Weight of the log evidence beside the log prior that a network gives to the number of sources.
@@ -144,9 +145,9 @@ def log_evidence(
     S, K = active.shape
     extent = (high - low for low, high in zip(volume.lower, volume.upper, strict=True))
     width = torch.tensor(
-        [*extent] * K + [0.0] * K + [LOG_POWER_WIDTH], dtype=torch.float64, device=power.device
+        [*extent] * K + [LOG_POWER_WIDTH] * (K + 1), dtype=torch.float64, device=power.device
     )
-    # Absent or known unknowns have no width; that of the powers depends on their order.
+    # Absent or known unknowns have no width.
     free = torch.cat((active.repeat_interleave(3, dim=1), active, active.new_ones(S, 1)), dim=1)
     if recording.noise_variance is not None:
         free[:, -1] = False
@@ -181,32 +182,26 @@ def log_occam_factor(
 ) -> Float[Tensor, "S"]:
     """Log evidence less the log-likelihood: what the prior of the unknowns costs.
 
-    The prior widths are 0 for unknowns that are absent or known; those of the powers are made here.
-    ``powers`` are the places of the log powers of the K sources among the unknowns, and ``level`` these log
-    powers, minus infinity for absent sources, one row for each panel. For ``identifiable`` see
+    The prior widths are 0 for unknowns that are absent or known. ``powers`` are the places of the log powers
+    of the K sources among the unknowns, and ``level`` these log powers, minus infinity for absent sources,
+    one row for each panel. For ``identifiable`` see
     :func:`log_evidence`.
     """
     # Sources at one place have no Fisher information; such a fit is no evidence for their number.
     defined = J.isfinite().flatten(1).all(1)
     J = torch.where(defined[:, None, None], J, 0)
-    received = level > -math.inf
-    below = level.amax(-1, keepdim=True) - level if level.shape[-1] else level
-    weaker = received & (torch.arange(level.shape[-1], device=J.device) != below.argmin(-1, keepdim=True))
-    width = width.clone()
-    width[:, powers] = torch.where(received, torch.where(weaker, _MEAN_LEVEL, LOG_POWER_WIDTH), 0).to(width)
     scaled = width[:, :, None] * J * width[:, None, :] / (2 * math.pi)
-    # Of one symbol, the power is known to a factor only, whatever the SNR.
-    known = J.diagonal(dim1=-2, dim2=-1)[:, powers] * LOG_POWER_WIDTH**2 / (2 * math.pi)
-    found = received & (known > 1)
+    found = scaled.diagonal(dim1=-2, dim2=-1)[:, powers] > 1
     count = found.any(1).sum(-1)
     scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
-    permutations = torch.lgamma(count.double() + 1) - found.sum(-1).clamp_min(1).double().log().sum(-1)
-    levels = torch.where(found & weaker, below, 0).sum((1, 2)) / _MEAN_LEVEL
-    factor = permutations - levels - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    factor = torch.lgamma(count.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    if level.shape[-1]:
+        below = level.amax(-1, keepdim=True) - level
+        factor = factor - torch.where(found, below, 0).sum((1, 2)) / _LEVEL
     factor = factor.where(defined, -math.inf)
     if not identifiable:
         return factor
-    return factor.where(count == received.any(1).sum(-1), -math.inf)
+    return factor.where(count == (width[:, powers] > 0).any(1).sum(-1), -math.inf)
 
 
 def _with_correlations(

@@ -546,8 +546,8 @@ def _log_evidence(
     free = seen.any(1)
     width = torch.tensor(extent, dtype=J.dtype, device=J.device) * free[..., None]
     parts = [width.flatten(1)]
-    for view in views:
-        parts.append(J.new_zeros(S, K))  # made with the evidence
+    for number, view in enumerate(views):
+        parts.append(LOG_POWER_WIDTH * seen[:, number].to(J))
         known = view.recording.noise_variance is not None
         parts.append(torch.full_like(J[:, :1, 0], 0.0 if known else LOG_POWER_WIDTH))
     widths = torch.cat(parts, dim=1)

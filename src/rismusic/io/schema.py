@@ -204,6 +204,9 @@ def check_structure(
     if "pilots" in found and "K" not in sizes and len(found["pilots"].shape) > 1:
         *_, rows, columns = found["pilots"].shape
         sizes["K"] = rows if columns == sizes["L"] != rows else columns  # transposed, if they are the rows
+        if sizes["K"] < 1:
+            got = list(found["pilots"].shape)
+            raise InputError("pilots", f"needs at least one {AXES['K']}; got shape {got}")
     placements = {
         name: _place(fields[name], description.shape, sizes, matlab=matlab)
         for name, description in found.items()
