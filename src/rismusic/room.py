@@ -275,6 +275,10 @@ def _fused_at_likely_poses(prepared: list[_Prepared], spec: LocateSpec, std: Pos
             if converged:
                 break
     estimate, poses, without_odd = _fused(prepared, spec, errors, covariance)
+    if std and prepared[0].count is None:
+        # A panel may have counted a source too many, which the panels together do not.
+        errors, covariance = poses.at_recorded(errors).fitted(std)
+        estimate, poses, without_odd = _fused(prepared, spec, errors, covariance)
     if not converged:
         estimate = _with_sentence(estimate, Reason("the fit of the poses did not converge"))
     if without_odd.at_recorded(errors).p_value(std) > _UNCONFIRMED:

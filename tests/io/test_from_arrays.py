@@ -307,6 +307,6 @@ def test_unknown_samples(name):
 
 def test_pilots_of_no_source_are_refused():
     with pytest.raises(InputError, match=r"pilots: needs at least one source; got shape \[5, 0\]"):
-        Recording(
+        Recording.from_arrays(
             elements=np.eye(3), wavelength=0.3, snapshots=ones(1, 5, 3), symbols="known", pilots=ones(5, 0)
         )
