@@ -615,7 +615,7 @@ FAULTS = (
         _METRICS,
         "gate_deg: float = 5.0) -> Match",
         "gate_deg: float = 50.0) -> Match",
-        r"gate|hit|5 deg",
+        r"gate|hit|5 deg|match does not give",
     ),
     SourceFault(
         "recall for precision",
@@ -629,7 +629,7 @@ FAULTS = (
         _METRICS,
         "f1=2 * hits / (true + found)",
         "f1=hits / (true + found)",
-        r"F1",
+        r"F1|score does not give.* 0\.5 times",
     ),
     SourceFault(
         "count right within one",
