@@ -298,8 +298,7 @@ class _Form:
         if self._kept is not None:
             return self._kept
         grid = SearchGrid.cover(self.recording.panel, self._volume, self.settings.oversampling)
-        size = 8 * len(self.recording.elements) * len(grid)
-        if size <= memory_budget(grid.inside.device) // _FORMS_KEPT:
+        if grid.bytes_per_point * len(grid) <= memory_budget(grid.inside.device) // _FORMS_KEPT:
             self._kept = grid
         return grid
 

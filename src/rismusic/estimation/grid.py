@@ -320,6 +320,11 @@ class SearchGrid:
     def __len__(self) -> int:
         return len(self.azimuth)
 
+    @property
+    def bytes_per_point(self) -> int:
+        """Size of the steering vector of a point, of all subcarriers, in single precision."""
+        return 8 * self.panel.size * self.panel.subcarriers
+
     def steering(self, dtype: torch.dtype = torch.complex64) -> Complex[Tensor, "N P"]:
         """Steering matrix A of all points, [N, P]; cached (N P numbers of ``dtype``)."""
         if dtype not in self._steering:
@@ -338,7 +343,7 @@ class SearchGrid:
     @cached_property
     def inside_steering(self) -> Float[Tensor, "*F rows _"]:
         """:meth:`real_steering` of the points inside the volume, in float32."""
-        step = block_size(8 * self.panel.size * self.panel.subcarriers, self.inside.device)
+        step = block_size(self.bytes_per_point, self.inside.device)
         parts = [self.real_columns(A)[..., self.inside[block]] for block, A in self.blocks(step)]
         return torch.cat(parts, dim=-1)
 

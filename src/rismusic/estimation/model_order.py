@@ -184,8 +184,7 @@ def log_occam_factor(
 
     The prior widths are 0 for unknowns that are absent or known. ``powers`` are the places of the log powers
     of the K sources among the unknowns, and ``level`` these log powers, minus infinity for absent sources,
-    one row for each panel. For ``identifiable`` see
-    :func:`log_evidence`.
+    one row for each panel. For ``identifiable`` see :func:`log_evidence`.
     """
     # Sources at one place have no Fisher information; such a fit is no evidence for their number.
     defined = J.isfinite().flatten(1).all(1)

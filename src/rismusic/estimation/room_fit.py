@@ -524,10 +524,9 @@ def _log_evidence(
 ) -> Float[Tensor, "S"]:
     """Log of the prior volume that the data leave, for points uniform in the volume of one panel.
 
-    ``level`` holds the log powers, minus infinity for sources that a panel does not receive.
-
     The panel is the first that sees the source. With one panel this is the evidence of
-    :func:`~rismusic.estimation.model_order.log_evidence`.
+    :func:`~rismusic.estimation.model_order.log_evidence`. ``level`` holds the log powers, minus infinity for
+    sources that a panel does not receive.
     """
     S, P, K = level.shape
     seen = level > -math.inf

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from rismusic.array import steering
 from rismusic.batch import Batch
-from rismusic.devices import block_size, memory_budget
+from rismusic.devices import block_size, blocks, memory_budget
 from rismusic.estimation.grid import SearchGrid
 from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
@@ -94,15 +94,13 @@ class Dictionary:
 
     def columns(self) -> Iterator[tuple[slice, Float[Tensor, "*F _ B"]]]:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B] or [F, 2N, B]."""
-        N = self.grid.panel.size * self.grid.panel.subcarriers
-        step = block_size(8 * N, self.points.device)
-        if 8 * N * len(self.grid) <= memory_budget(self.points.device):
-            for start in range(0, len(self), step):
-                block = slice(start, min(start + step, len(self)))
+        each, device = self.grid.bytes_per_point, self.points.device
+        if each * len(self.grid) <= memory_budget(device):
+            for block in blocks(len(self), each, device):
                 yield block, self.grid.inside_steering[..., block]
             return
         done = 0
-        for block, A in self.grid.blocks(step):
+        for block, A in self.grid.blocks(block_size(each, device)):
             inside = self.grid.inside[block]
             count = int(inside.sum())
             if count:
@@ -234,7 +232,7 @@ class Strongest(Batch):
 def compiled_search(grid: SearchGrid) -> ModuleType | None:
     """The compiled products with all points of a grid, if they are wanted and the grid is not too large."""
     # Its tables are made in double precision, and products with all points at once.
-    dense = 8 * grid.panel.size * len(grid) <= memory_budget(grid.inside.device) // 4
+    dense = grid.bytes_per_point * len(grid) <= memory_budget(grid.inside.device) // 4
     covered = dense and grid.inside.device.type == "cpu" and grid.panel.subcarriers == 1
     if not covered or compiled_fits() is None:
         return None
