@@ -254,6 +254,34 @@ def test_the_compiled_search_gives_the_values_of_the_torch_form(system, criterio
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("system", dense.SYSTEMS)
+def test_compiled_sums_of_blocks_give_the_values_of_the_torch_form(system, criterion, monkeypatch):
+    """Grids that are too large for products with all points at once."""
+    kernel = pytest.importorskip("rismusic.estimation.search_kernel")
+    recording, _, rest, *_ = prepared(system, criterion)
+    monkeypatch.setattr(search, "compiled_search", lambda grid: None)
+    made = GridSearch(Dictionary.of(dense.grid_for(recording)), recording)
+    calls = []
+    monkeypatch.setattr(kernel, "worth_beside", spied(kernel.worth_beside, calls))
+    found = [score for _, _, score in made._scores(torch.arange(6), rest)]
+    assert len(calls) == len(found)
+    monkeypatch.setattr(search, "compiled_fits", lambda: None)
+    expected = [score for _, _, score in made._scores(torch.arange(6), rest)]
+    assert len(calls) == len(found)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, check_dtype=False)
+
+
+def spied(function, calls):
+    """A function that notes its calls."""
+
+    def noted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return noted
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_many_snapshots_of_an_array_are_searched_by_their_sum_of_squares(criterion, compiled, monkeypatch):
     """More than it has elements; the other form weighs each snapshot."""

@@ -401,6 +401,10 @@ class GridSearch:
             yield self._scores_compiled(self._compiled, scenes, rest)
             return
         data, times = few_snapshots(self.link, rest.data)
+        squared, worth = _squared, _worth_beside
+        if self.grid.inside.device.type == "cpu" and compiled_fits() is not None:
+            kernel = import_module("rismusic.estimation.search_kernel")
+            squared, worth = kernel.squared, kernel.worth_beside
         rows = 3 * data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
             step = block_size(8 * rows * columns.shape[-1], columns.device)
@@ -411,13 +415,12 @@ class GridSearch:
                 energy = self._energy(number, scenes[part], compute)
                 left = energy
                 for column in rest.basis[part].unbind(-1):
-                    left = left - real_products(link.adjoint(column).conj(), columns).square().sum(-2)
-                left = torch.maximum(left, _ROUGH_FLOOR * energy)
-                pull = real_products(link.adjoint(data[part]).conj(), columns).square().sum(-2)
+                    left = left - squared(real_products(link.adjoint(column).conj(), columns))
+                pull = squared(real_products(link.adjoint(data[part]).conj(), columns))
                 if times > 1:
                     pull = pull.sum(1, keepdim=True) / times
                 noise = rest.noise_variance
-                yield points, part, times * _worth(pull, left, None if noise is None else noise[part])
+                yield points, part, times * worth(pull, left, energy, None if noise is None else noise[part])
 
     def _scores_compiled(
         self, compiled: ModuleType, scenes: Tensor, rest: Residual
@@ -552,6 +555,16 @@ def _worth_at(powers: Tensor | None, pull: Tensor, left: Tensor, noise: Tensor |
         return (pull / left).sum(dim=1, keepdim=True)
     gain = powers * left[:, None]
     return (powers * (pull / noise)[:, None] / (1 + gain) - gain.log1p()).sum(dim=2)
+
+
+def _squared(products: Float[Tensor, "S R 2 B"]) -> Float[Tensor, "S R B"]:
+    """Squared moduli of products of which real and imaginary part are given."""
+    return products.square().sum(-2)
+
+
+def _worth_beside(pull: Tensor, left: Tensor, energy: Tensor, noise: Tensor | None) -> Tensor:
+    """:func:`_worth` where approximate energies leave at least a part of the whole energy."""
+    return _worth(pull, torch.maximum(left, _ROUGH_FLOOR * energy), noise)
 
 
 def _worth(pull: Tensor, left: Tensor, noise: Tensor | None) -> Tensor:

@@ -91,7 +91,6 @@ def worth(
         if K
         else data[:, :, :0]
     )
-    rules = (search._ROUGH_FLOOR, search._STEPS)
     out = torch.empty(S, G * orbits)
     for part in _blocks(S, G * orbits * (data.shape[1] * data.shape[2] + basis.shape[1] * K)):
         sent = energy[part].contiguous()
@@ -99,9 +98,37 @@ def worth(
         if K:
             _add(products, basis[part], -1.0, left)
         _add(products, data[part], 1 / times, pull)
-        arrays = (*(value.flatten(2) for value in (pull, left, sent)), noise[part], out[part])
-        call(_worth, len(sent), (*(value.numpy() for value in arrays), rules))
+        pull, left, sent = (value.flatten(2) for value in (pull, left, sent))
+        _fill(pull, left, sent, noise[part], out[part])
     return times * out[:, products.inside]
+
+
+def worth_beside(
+    pull: Float[Tensor, "S L B"],
+    left: Float[Tensor, "S _ B"],
+    energy: Float[Tensor, "_ _ B"],
+    noise: Float[Tensor, "S"] | None,
+) -> Float[Tensor, "S B"]:
+    """:func:`rismusic.estimation.search._worth_beside` for a block of points."""
+    S, _, B = pull.shape
+    left, energy = (value.float().expand(S, -1, -1).contiguous() for value in (left, energy))
+    out = torch.empty(S, B)
+    _fill(pull.contiguous(), left, energy, torch.zeros(S) if noise is None else noise.float(), out)
+    return out
+
+
+def squared(products: Float[Tensor, "S R 2 B"]) -> Float[Tensor, "S R B"]:
+    """Squared moduli of products of which real and imaginary part are given."""
+    S, R, _, B = products.shape
+    out = torch.zeros(S, R, 1, B)
+    add_squares([products], 1, 1.0, out)
+    return out[:, :, 0]
+
+
+def _fill(pull: Tensor, left: Tensor, energy: Tensor, noise: Tensor, out: Tensor) -> None:
+    """What a source at each point is worth to each scene, written to ``out``, [S, P]."""
+    arrays = tuple(value.numpy() for value in (pull, left, energy, noise, out))
+    call(_worth, len(out), (*arrays, (search._ROUGH_FLOOR, search._STEPS)))
 
 
 def _add(
