@@ -8,6 +8,8 @@
 4. :func:`fit_n_sources` fits K sources: RAP-MUSIC on R_blend, the blend of the network's covariance with the
    sample covariance; Newton's method; near-field maximum likelihood; RELAX sweeps over the peaks of the
    network's heat map; and birth-death moves over the whole grid.
+5. :func:`~rismusic.estimation.diagnosis.diagnosed` tests the fit for departures from the signal model. It
+   locates scenes again that another model explains better, and gives each scene its status and reasons.
 """
 
 from __future__ import annotations

@@ -262,7 +262,14 @@ altered("pilots of more sources", "pilots", f"[{L}, {K}]", pilots=np.ones((L, K 
 altered(
     "pilots transposed", "pilots", "(transposed?)", container="mat 5", pilots=np.ones((K, L), np.complex64)
 )
-altered("real pilots", "pilots", "must hold complex", pilots=np.ones((L, K)))
+altered("pilots of one source as a vector", "pilots", "pass pilots[:, None]", pilots=PILOTS[:, 0])
+altered(
+    "wideband snapshots transposed",
+    "snapshots",
+    "looks like [S, F, M, L]: pass snapshots.transpose(0, 1, 3, 2)",
+    base=wideband,
+    snapshots=lambda y: y.swapaxes(-1, -2),
+)
 altered("pilots of zeros", "pilots", "zero power", pilots=0 * PILOTS)
 altered("subcarriers without frequencies", "snapshots", "need frequencies", "frequencies", base=wideband)
 altered(

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bad_inputs import wideband
 from foreign import WRITERS, K, L, M, N, S, direct, sound
-from test_recording_files import assert_equal, kept
+from test_recording_files import SUFFIX, assert_equal, kept
 
 from rismusic.errors import InputError
 from rismusic.io import Recording, check_pose, load_sample, open_recording, read, to_room_frame
@@ -35,6 +36,14 @@ def turned():
     pose[:3, :3] = [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]
     pose[:3, 3] = [1, 2, 3]
     return pose
+
+
+def of_one_scene(values):
+    """The second scene alone, without the axis S."""
+    return {
+        name: values[name][1] if name in ("snapshots", "channel", "codes") else values[name]
+        for name in values
+    }
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
@@ -80,6 +89,30 @@ def test_one_scene_without_the_leading_axis():
     assert one.truth.azimuth.shape == (1, 2)
     array = arrays(direct())
     assert Recording.from_arrays(array["snapshots"][0], array["elements"], 0.3).snapshots.shape == (1, L, N)
+
+
+@pytest.mark.parametrize("container", sorted(WRITERS))
+@pytest.mark.parametrize("make", [sound, direct, wideband])
+def test_files_of_one_scene_without_the_leading_axis(make, container, tmp_path):
+    values = make()
+    values = {
+        name: value for name, value in values.items() if name != "noise_variance" and "truth" not in name
+    }
+    some = of_one_scene(values)
+    if make is wideband and container.startswith("mat"):
+        some["snapshots"] = some["snapshots"][None]
+    path = WRITERS[container](tmp_path / f"a{SUFFIX[container]}", some)
+    found = read(path)
+    assert found.snapshots.shape == (1, *values["snapshots"].shape[1:])
+    np.testing.assert_array_equal(found.snapshots[0].numpy(), values["snapshots"][1])
+
+
+def test_real_pilots(tmp_path):
+    signs = np.where(np.arange(L * 2).reshape(L, 2) % 3, 1.0, -1.0)
+    built = Recording.from_arrays(**arrays(), pilots=signs)
+    assert torch.equal(built.pilots.real, torch.from_numpy(signs))
+    found = read(WRITERS["h5"](tmp_path / "a.h5", {**sound(), "symbols": "known", "pilots": signs}))
+    np.testing.assert_array_equal(found.pilots.numpy(), signs)
 
 
 def square_array(side=8):

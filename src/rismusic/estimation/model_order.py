@@ -69,7 +69,9 @@ EVIDENCE_WEIGHT = 0.4
 """Weight of the log evidence beside the log prior that a network gives to the number of sources.
 
 The network has seen the same snapshots. With a weight of 1 the probabilities are too close to 0 and 1. This
-weight makes them reliable on simulated scenes, without a loss in accuracy. Without a network the weight is 1.
+weight makes them reliable on simulated scenes, without a loss in accuracy. It also scales the evidence of
+fits with a model error (:mod:`~rismusic.estimation.diagnosis`) and of several panels (:mod:`rismusic.room`).
+Other fits without a network have the weight 1.
 """
 
 _PATIENCE = 2  # the search stops after this many additional sources in a row without a gain
@@ -127,6 +129,11 @@ def select_model_order(
     return SelectedOrder(best, log_posterior)
 
 
+def log_prior_of_number(count: Int64[Tensor, "S"]) -> Float[Tensor, "S"]:
+    """Log prior of numbers of sources (nats), up to a constant: uniform. Every evidence contains it."""
+    return torch.zeros_like(count, dtype=torch.float64)
+
+
 def log_evidence(
     recording: Recording, fit: Fit, volume: Volume, *, identifiable: bool = True
 ) -> Float[Tensor, "S"]:
@@ -180,7 +187,7 @@ def log_occam_factor(
     *,
     identifiable: bool = True,
 ) -> Float[Tensor, "S"]:
-    """Log evidence less the log-likelihood: what the prior of the unknowns costs.
+    """Log evidence less the log-likelihood: what the prior of the unknowns and of their number costs.
 
     The prior widths are 0 for unknowns that are absent or known. ``powers`` are the places of the log powers
     of the K sources among the unknowns, and ``level`` these log powers, minus infinity for absent sources,
@@ -194,6 +201,7 @@ def log_occam_factor(
     count = found.any(1).sum(-1)
     scaled = scaled + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
     factor = torch.lgamma(count.double() + 1) - 0.5 * torch.linalg.slogdet(scaled).logabsdet
+    factor = factor + log_prior_of_number(count)
     if level.shape[-1]:
         below = level.amax(-1, keepdim=True) - level
         factor = factor - torch.where(found, below, 0).sum((1, 2)) / _LEVEL

@@ -101,8 +101,8 @@ class RecordingFile:
     Opening the file reads only the sizes. Memory use depends on the block that is read, not on the file.
 
     A complex field may be stored as two real arrays, such as ``snapshots_real`` and ``snapshots_imag``. Codes
-    may be real numbers or signed integers. In MATLAB files, a matrix of snapshots that fits [L, M] is one
-    scene.
+    and pilots may be real numbers or signed integers. A matrix of snapshots that fits [L, M], or with several
+    subcarriers an array that fits [F, L, M], is one scene.
 
     Attributes:
         format: ``h5``, ``npz``, ``mat 5`` or ``mat 7.3``.
@@ -343,8 +343,8 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _type_name(name: str, array: StoredArray) -> str:
-    """Type of an array. Real RIS configurations, such as +1 and -1 of one bit, count as complex."""
-    if name == "codes" and array.dtype.kind in "fi":
+    """Type of an array. Real RIS configurations and pilots, such as +1 and -1, count as complex."""
+    if name in ("codes", "pilots") and array.dtype.kind in "fi":
         return "complex64"
     return "text" if array.dtype.kind in "SU" else array.dtype.name
 

@@ -155,8 +155,8 @@ class Recording:
             pattern_exponent: q of the element pattern cos^q.
             symbols: ``independent``, ``correlated``, ``constant`` or ``known``; by default ``known`` with
                 pilots and ``independent`` without.
-            pilots: known symbols, complex [L, K] or [S, L, K].
-            noise_covariance: complex [M, M] or [S, M, M]; omit for white noise.
+            pilots: known symbols, complex or real (such as +1 and -1), [L, K] or [S, L, K].
+            noise_covariance: complex or real, [M, M] or [S, M, M]; omit for white noise.
             times: [S] seconds.
             frequencies: [F] hertz, for wideband snapshots [S, F, L, M] (or [F, L, M], one scene).
 
@@ -191,8 +191,8 @@ class Recording:
             "codes": link.codes,
             "noise_variance": noise,
             "pose": None if pose is None else to_tensor("pose", pose, "real"),
-            "pilots": None if pilots is None else to_tensor("pilots", pilots, "complex"),
-            "noise_covariance": _covariance(noise_covariance),
+            "pilots": _complex("pilots", pilots),
+            "noise_covariance": _complex("noise_covariance", noise_covariance),
             "frequencies": bands,
             "times": None if times is None else torch.atleast_1d(to_tensor("times", times, "real")),
         }
@@ -598,14 +598,14 @@ def _energy(value: Tensor) -> Float[Tensor, "..."]:
     return torch.view_as_real(value).double().square().sum(-1)
 
 
-def _covariance(value: ArrayLike | None) -> Tensor | None:
-    """A noise covariance, which may be given as real numbers."""
+def _complex(name: str, value: ArrayLike | None) -> Tensor | None:
+    """Complex values that may be given as real numbers."""
     if value is None:
         return None
     array = value if isinstance(value, Tensor) else np.asarray(value)
     if not (array.is_complex() if isinstance(array, Tensor) else np.iscomplexobj(array)):
-        array = to_tensor("noise_covariance", array, "real").to(torch.complex128)
-    return to_tensor("noise_covariance", array, "complex")
+        array = to_tensor(name, array, "real").to(torch.complex128)
+    return to_tensor(name, array, "complex")
 
 
 def _join_shared(parts: Sequence[Tensor | None], scenes: Sequence[int], rank: int) -> Tensor | None:

@@ -178,13 +178,16 @@ def check_structure(
             shape = (max(shape),)
         _measure(fields["frequencies"], Description(shape, dtype), sizes, matlab=matlab)
         found = {**found, "frequencies": Description(shape, dtype)}
-    one_scene = matlab and _is_one_scene(found, sizes["N"])
+    axes, (shape, dtype) = fields["snapshots"].axes, found["snapshots"]
+    as_one = {**found, "snapshots": Description((1, *shape), dtype)}
+    one_scene = len(shape) == len(axes) - 1 and _is_one_scene(found, sizes, matlab=matlab)
     if one_scene:
-        shape, dtype = found["snapshots"]
-        found = {**found, "snapshots": Description((1, *shape), dtype)}
+        found = as_one
+    elif len(shape) == len(axes) - 1 > 1 and not matlab:
+        _check_orientation(as_one, sizes, axes, single=True)
+    _check_orientation(found, sizes, axes, single=single)
     _measure(fields["snapshots"], found["snapshots"], sizes, matlab=matlab)
     sizes["X"] = sizes["L"] * sizes.get("F", 1)
-    _check_orientation(found, sizes, single=single)
     if "channel" not in found and sizes["M"] != sizes["N"]:
         hint = "For a RIS, give channel and codes"
         if len(found["snapshots"].shape) == 2 and found["snapshots"].shape[0] == sizes["N"]:
@@ -201,7 +204,11 @@ def check_structure(
         _measure(
             fields["truth/azimuth"], Description(shape, found["truth/azimuth"].dtype), sizes, matlab=matlab
         )
-    if "pilots" in found and "K" not in sizes and len(found["pilots"].shape) > 1:
+    if "pilots" in found and len(found["pilots"].shape) < 2:
+        got = list(found["pilots"].shape)
+        hint = ". Those of one source are [L, 1]: pass pilots[:, None]" if got == [sizes["L"]] else ""
+        raise InputError("pilots", f"must be {_axes(fields['pilots'])}; got shape {got}{hint}")
+    if "pilots" in found and "K" not in sizes:
         *_, rows, columns = found["pilots"].shape
         sizes["K"] = rows if columns == sizes["L"] != rows else columns  # transposed, if they are the rows
         if sizes["K"] < 1:
@@ -223,56 +230,71 @@ def check_structure(
     )
 
 
-def _is_one_scene(found: Mapping[str, Description], N: int) -> bool:
-    """Whether a matrix of snapshots is one scene [L, M] rather than [S, L, 1] without its trailing axis."""
-    shape = found["snapshots"].shape
-    if len(shape) != 2 or N == 1:
-        return False
+def _outputs_and_snapshots(
+    found: Mapping[str, Description], sizes: Mapping[str, int]
+) -> tuple[int, int | None] | None:
+    """M and L as the other fields have them, L if they have it; none if these are wrong themselves."""
     if "channel" not in found:
-        return shape[1] == N
+        return sizes["N"], None
     H, c = found["channel"].shape, found["codes"].shape
-    return len(H) >= 2 and len(c) >= 2 and shape == (c[-2], H[-2])
+    if len(H) < 2 or len(c) < 2 or H[-1] != sizes["N"] or c[-1] != sizes["N"]:
+        return None
+    return H[-2], c[-2]
 
 
-def _check_orientation(found: Mapping[str, Description], sizes: Mapping[str, int], *, single: bool) -> None:
+def _fits(shape: Sequence[int], M: int, L: int | None, F: int | None) -> bool:
+    """Whether snapshots of this shape fit M outputs, L snapshots and F subcarriers, where these are known."""
+    fits = shape[-1] == M and (L is None or shape[-2] == L)
+    return fits and (F is None or shape[-3] == F)
+
+
+def _is_one_scene(found: Mapping[str, Description], sizes: Mapping[str, int], *, matlab: bool) -> bool:
+    """Whether snapshots are one scene, [L, M] or [F, L, M], and not MATLAB's [S, L] without the last axis."""
+    shape, other = found["snapshots"].shape, _outputs_and_snapshots(found, sizes)
+    if other is None or (matlab and (len(shape) != 2 or sizes["N"] == 1)):
+        return False
+    fields = fields_of(found)
+    several = (
+        fields[name].axes[:1] == "S" and len(one.shape) == len(fields[name].axes) and one.shape[0] > 1
+        for name, one in found.items()
+        if not matlab
+    )
+    return _fits(shape, *other, sizes.get("F")) and not any(several)
+
+
+def _check_orientation(
+    found: Mapping[str, Description], sizes: Mapping[str, int], axes: str, *, single: bool
+) -> None:
     """Refuse snapshots that fit the other fields only with their axes in another order."""
-    shape, N = found["snapshots"].shape, sizes["N"]
-    if len(shape) != 3:
+    shape, other = found["snapshots"].shape, _outputs_and_snapshots(found, sizes)
+    F = sizes.get("F")
+    if len(shape) != len(axes) or other is None or _fits(shape, *other, F):
         return
-    M, L = N, None
-    if "channel" in found:
-        H, c = found["channel"].shape, found["codes"].shape
-        if len(H) < 2 or len(c) < 2 or H[-1] != N or c[-1] != N:
-            return
-        M, L = H[-2], c[-2]
-
-    def fits(turned: Sequence[int]) -> bool:
-        return turned[-1] == M and (L is None or turned[-2] == L)
-
-    if fits(shape):
-        return
-    given = list(shape[1:] if single else shape)
-    axes = ("L", "M") if single else ("S", "L", "M")
+    (M, L), N = other, sizes["N"]
+    given, letters = (list(shape[1:]), axes[1:]) if single else (list(shape), axes)
     for order in permutations(range(len(given))):
-        if not fits([given[axis] for axis in order]):
+        if not _fits([given[axis] for axis in order], M, L, F):
             continue
-        seen = ["?"] * len(axes)
-        for letter, axis in zip(axes, order, strict=True):
+        seen = ["?"] * len(letters)
+        for letter, axis in zip(letters, order, strict=True):
             seen[axis] = letter
-        turn = "snapshots.T" if single else f"snapshots.transpose({', '.join(map(str, order))})"
-        if single:
-            advice = f"looks like M x L, one scene: pass {turn} (for tensors {turn.replace('.T', '.mT')})"
-        else:
-            advice = f"looks like [{', '.join(seen)}]: pass {turn} (for tensors .permute)"
+        turn = f"snapshots.transpose({', '.join(map(str, order))})"
+        advice = f"looks like [{', '.join(seen)}]: pass {turn} (for tensors .permute)"
+        if len(letters) == 2:
+            advice = (
+                "looks like M x L, one scene: pass snapshots.T (for tensors snapshots.mT). If MATLAB's ' made "
+                "it, which also conjugates, pass snapshots.conj().T"
+            )
         reason = (
             f"M = N = {N} of a directly sampled array"
             if L is None
             else f"L = {L} of codes, M = {M} of channel"
         )
+        if F is not None:
+            reason += f", F = {F} of frequencies"
         raise InputError(
             "snapshots",
-            f"shape {given} does not fit [{', '.join(axes)}] with {reason}. It {advice}. If MATLAB's ' made "
-            f"it, which also conjugates, pass {turn.replace('snapshots', 'snapshots.conj()')}",
+            f"shape {given} does not fit [{', '.join(letters)}] with {reason}. It {advice}",
         )
 
 
