@@ -64,6 +64,9 @@ def clipped(snapshots, level):
     )
 
 
+WIDEBAND = {"wideband": {"subcarriers": 3, "bandwidth_hz": 50e6}, "sources": 1}
+
+
 def by_columns(elements):
     """What a program that numbers x slowest would write for these channel and codes."""
     return elements.reshape(4, 5, 3).transpose(0, 1).reshape(-1, 3)
@@ -98,7 +101,21 @@ FAULTS = {
     "elements_dense": lambda r: moved(r, lambda e: e / 10),
     "elements_off_centre": lambda r: moved(r, lambda e: e + torch.tensor([1.0, 0, 0])),
     "elements_out_of_plane": lambda r: moved(r, out_of_plane),
+    "carrier_outside_band": lambda _: replace(
+        recording(**WIDEBAND), frequencies=1.03 * recording(**WIDEBAND).frequencies, truth=None
+    ),
 }
+
+
+def test_wrong_elements_come_before_the_waves_that_they_imitate(tmp_path):
+    found = names(tmp_path, FAULTS["elements_off_centre"](recording()))
+    assert found[0] == "elements_off_centre"
+
+
+def test_rounded_wavelengths_of_subcarriers_are_sound(tmp_path):
+    sound = recording(**WIDEBAND)
+    rounded = replace(sound, wavelength=float(f"{sound.wavelength:.2g}"), truth=None)
+    assert "carrier_outside_band" not in names(tmp_path, rounded)
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS.keys() - {"noise_variance_off"}))
@@ -131,10 +148,9 @@ def test_a_mix_up_is_named_with_what_to_do(tmp_path):
 
 def test_a_recording_in_memory_has_the_report_of_its_file(tmp_path):
     """Also one with other fields, and with more scenes than are read at a time."""
-    wideband = {"wideband": {"subcarriers": 3, "bandwidth_hz": 50e6}, "sources": 1}
     changed = replace(recording(), snapshots=recording().snapshots.conj())  # a lazy conjugate
     many = Recording.concatenate([recording(seed=seed, one_link=True) for seed in range(12)])
-    for number, made in enumerate((recording(), recording(**wideband), changed, many)):
+    for number, made in enumerate((recording(), recording(**WIDEBAND), changed, many)):
         path = tmp_path / f"{number}.h5"
         write(path, made)
         held, stored = check(made, fit=False), check(path, fit=False)

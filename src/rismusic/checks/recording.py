@@ -130,6 +130,11 @@ CHECKS: dict[str, tuple[float, str, str]] = {
         "elements leave the plane z = 0 (extent in wavelengths)",
         "turn the panel so that z is its normal, x horizontal and y vertical",
     ),
+    "carrier_outside_band": (
+        0.01,
+        "the frequency of the wavelength lies outside the subcarriers (distance / frequency)",
+        "check wavelength and frequencies: the steering vectors are those of the frequencies",
+    ),
 }
 
 
@@ -248,11 +253,13 @@ def _check(
         values.pop("channel_rank", None)  # it depends on the model
     else:
         values["truth_unexplained"] = statistics.truth.residual_energy
-    findings = [CheckFinding.of(one) for one in wrong]
-    findings += [
+    others = [
         CheckFinding(name, values[name], *row) for name, row in CHECKS.items() if values.get(name, 0) > row[0]
     ]
-    findings += departures
+    # Wrong elements make waves and conventions look wrong too.
+    findings = [one for one in others if one.name in _panel_values(panel)]
+    findings += [CheckFinding.of(one) for one in wrong]
+    findings += [one for one in others if one not in findings] + departures
     facts = {**head, **_facts(scene, statistics), **tail, "conventions": conventions}
     return CheckReport(facts, findings)
 
@@ -404,6 +411,9 @@ def _panel_values(panel: Panel) -> dict[str, float]:
         values["elements_coarse"] = spacing
         values["elements_dense"] = 1 / spacing
         values["elements_off_centre"] = float(panel.elements.mean(0).norm()) / panel.aperture
+    if panel.frequencies:
+        carrier, low, high = SPEED_OF_LIGHT / panel.wavelength, min(panel.frequencies), max(panel.frequencies)
+        values["carrier_outside_band"] = max(low - carrier, carrier - high, 0.0) / carrier
     return values
 
 

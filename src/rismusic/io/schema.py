@@ -282,8 +282,8 @@ def _check_orientation(
         advice = f"looks like [{', '.join(seen)}]: pass {turn} (for tensors .permute)"
         if len(letters) == 2:
             advice = (
-                "looks like M x L, one scene: pass snapshots.T (for tensors snapshots.mT). If MATLAB's ' made "
-                "it, which also conjugates, pass snapshots.conj().T"
+                "looks like M x L, one scene: pass snapshots.T (for tensors snapshots.mT). If MATLAB's ' "
+                "made it, which also conjugates, pass snapshots.conj().T"
             )
         reason = (
             f"M = N = {N} of a directly sampled array"
