@@ -69,7 +69,7 @@ from rismusic.nn.inference import (
     system_mismatch,
 )
 from rismusic.parallel import MOST_THREADS, default_division, run_all
-from rismusic.registry import ESTIMATORS, load_plugins
+from rismusic.registry import ESTIMATORS, load_plugins, plugin_errors
 from rismusic.sources import Sources
 from rismusic.spec import LocateSpec, limits
 from rismusic.text import counted
@@ -213,8 +213,34 @@ def with_remaining_error(
 
 def estimator_of(spec: LocateSpec) -> Estimator:
     """The estimator that the settings name: a registered one, or that of a registered spectrum."""
-    make = ESTIMATORS.get(spec.method) if spec.method in ESTIMATORS else ClassicalEstimator
-    return make(spec)
+    if spec.method not in ESTIMATORS:
+        return ClassicalEstimator(spec)
+    if not ESTIMATORS.is_builtin(spec.method):
+        return _PluginEstimator(spec)
+    estimator: Estimator = ESTIMATORS.get(spec.method)(spec)
+    return estimator
+
+
+class _PluginEstimator:
+    """An estimator of a user's own. What is wrong with it is said as such."""
+
+    def __init__(self, spec: LocateSpec) -> None:
+        self.name = spec.method
+        with plugin_errors("estimator", self.name):
+            self.estimator = ESTIMATORS.get(self.name)(spec)
+
+    def __call__(self, recording: Recording, n_sources: NSources) -> Estimate:
+        """Call it, and check what it returns."""
+        with plugin_errors("estimator", self.name):
+            estimate: object = self.estimator(recording, n_sources)
+        if isinstance(estimate, Estimate) and len(estimate) == len(recording):
+            return estimate
+        got = f"one of {counted(len(estimate), 'scene')}" if isinstance(estimate, Estimate) else ""
+        raise InputError(
+            "method",
+            f"the estimator {self.name!r} must return an Estimate of {counted(len(recording), 'scene')}; got "
+            f"{got or type(estimate).__name__}",
+        )
 
 
 def _locate_here(

@@ -10,7 +10,9 @@ package that declares an entry point in the group ``rismusic.estimators``, ``ris
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -99,7 +101,7 @@ def unknown_name(field: str, kind: str, name: str, known: Sequence[str]) -> Inpu
     return InputError(
         field,
         f"no {kind} is named {name!r}.{hint} Known: {', '.join(known)}; "
-        "for one of your own, name its module in plugins",
+        "to use a method of your own, name its module with --plugins",
     )
 
 
@@ -190,6 +192,21 @@ def register_network(name: str, cls: Callable[..., Any]) -> None:
         InputError: the name is taken by a built-in network.
     """
     NETWORKS.register(name, cls)
+
+
+@contextmanager
+def plugin_errors(kind: str, name: str) -> Iterator[None]:
+    """Errors of a user's own code are input errors that say where they were raised."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            "method", f"the {kind} {name!r} failed with {cause} (at {last.filename}:{last.lineno})"
+        ) from error
 
 
 def load_plugins(modules: tuple[str, ...]) -> tuple[str, ...]:

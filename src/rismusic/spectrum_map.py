@@ -13,7 +13,7 @@ from torch import Tensor
 from rismusic.covariance import recording_covariance
 from rismusic.devices import device_of
 from rismusic.errors import InputError
-from rismusic.estimation.classical import counts_of, spectrum_method
+from rismusic.estimation.classical import counts_of, spectrum_method, spectrum_of
 from rismusic.estimation.estimate import whole_numbers
 from rismusic.estimation.grid import SearchGrid, Volume, find_peaks, searched_grid
 from rismusic.estimation.noise import noise_of
@@ -161,7 +161,7 @@ def spectrum(
         raise InputError("method", "'hybrid' takes narrowband recordings; this one is wideband")
     seen, noise = recording.subcarrier(), noise_of(recording.stacked())
     grid = searched_grid(seen, chosen)
-    function = spectrum_method("music" if method == "hybrid" else method)
+    name = "music" if method == "hybrid" else method
     with torch.inference_mode():
         if method == "hybrid":
             network = LoadedNetwork.load(
@@ -173,8 +173,8 @@ def spectrum(
                 )
             covariance = NetworkOutput.compute(network, recording, noise_of(recording), chosen).blend
         else:
-            covariance = recording_covariance(seen, noise, full_shrinkage=function.shrink)
-        values = function.function(covariance, count).on_grid(grid)
+            covariance = recording_covariance(seen, noise, full_shrinkage=spectrum_method(name).shrink)
+        values = spectrum_of(name, covariance, count).on_grid(grid)
     values = torch.where(grid.inside, values, math.nan).view(-1, *grid.shape).clone()
     u_x, u_y = torch.meshgrid(grid.u_x, grid.u_y, indexing="ij")
     azimuth, _, _ = grid.from_axes(u_x, u_y, torch.ones_like(u_x))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import re
 import shlex
 import sys
@@ -65,6 +66,13 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     return f"'{plain(value)}" if value.startswith(_FORMULA) else plain(value)
+
+
+def decimals_of(bar: float) -> int:
+    """Decimals that show two significant figures of an error bar, at most 3; 2 without a bar."""
+    if not math.isfinite(bar):
+        return 2
+    return min(3, max(0, 1 - math.floor(math.log10(bar)))) if bar > 0 else 3
 
 
 def counted(number: int, noun: str) -> str:

@@ -162,6 +162,17 @@ def few_degrees_off():
     ESTIMATORS.unregister("few_degrees_off")
 
 
+def test_a_known_number_of_sources_at_the_boundary_is_told_which_limit_to_move():
+    """And not that the panel errs, which explains such a residual as well."""
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"kind": "direct"}, "snr_db": 20.0, "scenes": 1}
+    for place, limit in (((20.0, 0.0, 0.2), "--range-min-m"), ((75.0, 0.0, 2.0), "--azimuth-max-deg")):
+        sources = Sources.from_degrees(*([value] for value in place))
+        found = locate(blind(simulate(sources=sources, **system)), n_sources=1, method="omp")
+        (reason,) = [one for one in found.reasons[0] if "boundary" in one]
+        assert f"enlarge it with {limit}" in reason
+        assert not said(found, "panel departs")[0]
+
+
 def test_which_sources_are_outside_the_volume_if_any_is(few_degrees_off):
     system = {"panel": {"rows": 6, "columns": 6}, "channel": {"kind": "direct"}, "snr_db": 20.0, "scenes": 1}
     inside = blind(simulate(sources=Sources.from_degrees([20.0], [0.0], [2.0]), **system))
@@ -169,7 +180,7 @@ def test_which_sources_are_outside_the_volume_if_any_is(few_degrees_off):
     found = locate(inside, method=few_degrees_off)
     assert found.method == ["relax"]
     assert found.reasons == [
-        ["a search in front of the whole panel explains the data better than few_degrees_off"]
+        ["a search of all directions and ranges explains the data better than few_degrees_off"]
     ]
     found = locate(beyond, method="omp")
     which = (found.azimuth_deg[0] > 60).nonzero()[:, 0].tolist()

@@ -242,6 +242,65 @@ def test_plugins_that_cannot_be_imported(recording):
         locate(recording, plugins=("no_such_module",))
 
 
+def raising(covariance, n_sources):
+    raise ZeroDivisionError("boo")
+
+
+def dense_matrix(covariance, n_sources):
+    return covariance.dense()
+
+
+def of_ten_elements(covariance, n_sources):
+    return rismusic.Spectrum.from_subspace(covariance.factor[:, :10])
+
+
+def too_long(covariance, n_sources):
+    return rismusic.Spectrum.from_subspace(3 * covariance.eigen(2)[1])
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (raising, r"the spectrum 'faulty' failed with ZeroDivisionError: boo \(at .*test_estimate.py:\d+\)"),
+        (dense_matrix, "must return a rismusic.Spectrum; got Tensor"),
+        (of_ten_elements, r"must have vectors V of shape \[S, N, C\], \[3, \d+, C\]; got \[3, 10, \d+\]"),
+        (too_long, r"\|V\^H a\|\^2 up to 9 .* orthonormal"),
+    ],
+)
+def test_faults_of_a_spectrum_of_ones_own_are_said_as_such(function, sentence, recording):
+    rismusic.register_spectrum("faulty", function)
+    try:
+        for call in (lambda: locate(recording, n_sources=2, method="faulty"), lambda: spectrum_of(recording)):
+            with pytest.raises(InputError, match=f"method: .*{sentence}"):
+                call()
+    finally:
+        SPECTRA.unregister("faulty")
+
+
+def spectrum_of(recording):
+    return rismusic.spectrum(recording, method="faulty", n_sources=2)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "sentence"),
+    [
+        (lambda recording, n_sources: 1 / 0, "the estimator 'faulty' failed with ZeroDivisionError"),
+        (lambda recording, n_sources: recording, "must return an Estimate of 3 scenes; got Recording"),
+        (
+            lambda recording, n_sources: locate(recording[:1], method="omp", n_sources=2),
+            "must return an Estimate of 3 scenes; got one of 1 scene",
+        ),
+    ],
+)
+def test_faults_of_an_estimator_of_ones_own_are_said_as_such(estimator, sentence, recording):
+    rismusic.register_estimator("faulty", lambda spec: estimator)
+    try:
+        with pytest.raises(InputError, match=f"method: .*{sentence}"):
+            locate(recording, n_sources=2, method="faulty")
+    finally:
+        ESTIMATORS.unregister("faulty")
+
+
 def test_entry_points_are_found_without_an_import(monkeypatch):
     """The names of installed packages' methods are known before their modules are imported."""
     from importlib.metadata import EntryPoint

@@ -208,6 +208,16 @@ def test_the_brightest_spot_of_both_slices_is_at_the_source(subcarriers, symbols
             assert top + height * (row + 0.5) / brightness.shape[0] == pytest.approx(y, abs=tolerance[1])
 
 
+def test_slices_show_the_spectrum_of_the_method():
+    recording = simulate(scenes=4, sources=2, snr_db=20, seed=1)
+    found = recording.truth.each(lambda value: value.clone())
+    found.azimuth[3] = torch.nan
+    named = slices(recording, found, VOLUME, ["mvdr", "omp", "soft_music", "mvdr"])
+    assert [one.name for one in named] == ["MVDR", "MUSIC, K = 2", "soft MUSIC, K = 2", "Bartlett"]
+    assert named[1].front.image == slices(recording, found, VOLUME)[1].front.image
+    assert named[0].front.image != slices(recording, found, VOLUME)[0].front.image
+
+
 def test_slices_are_pictures_with_marks(generator):
     from matplotlib.image import imread
 

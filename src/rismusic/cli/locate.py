@@ -29,7 +29,7 @@ from rismusic.parallel import check_workers, default_division, run_all, usable_c
 from rismusic.partial import PartialFile, part_files
 from rismusic.registry import CLASSICAL_METHODS, ESTIMATORS, SPECTRA, load_plugins
 from rismusic.spec import MAX_POSE_STD_DEG, MAX_POSE_STD_M, Count, FigureWidth, LocateSpec
-from rismusic.text import command_line, counted, csv_text, plain, spans
+from rismusic.text import command_line, counted, csv_text, decimals_of, plain, spans
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -599,7 +599,7 @@ def _with_bar(value: float, bar: float | None) -> str:
         return f"{value:.2f}"
     if not math.isfinite(bar):
         return f"{value:.2f} ±?"
-    places = min(3, max(0, 1 - math.floor(math.log10(bar)))) if bar > 0 else 3
+    places = decimals_of(bar)
     return f"{value:.{places}f} ±{bar:.{places}f}"
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rismusic.batch import choose, concatenate
-from rismusic.covariance import recording_covariance
+from rismusic.covariance import Covariance, recording_covariance
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import calibrate, whitened
@@ -54,14 +54,24 @@ from rismusic.estimation.pairs import can_search_pairs, pair_sweeps
 from rismusic.estimation.relax import omp_path, relax_sweeps
 from rismusic.estimation.sbl import sbl_peaks
 from rismusic.estimation.search import Dictionary, GridSearch, project_out
-from rismusic.estimation.spectra import SpectrumMethod, bartlett, music, mvdr, rap_music_sources, soft_music
+from rismusic.estimation.spectra import (
+    Spectrum,
+    SpectrumMethod,
+    bartlett,
+    music,
+    mvdr,
+    rap_music_sources,
+    soft_music,
+)
 from rismusic.io import Recording
-from rismusic.registry import SPECTRA
+from rismusic.registry import SPECTRA, plugin_errors
 from rismusic.spec import LocateSpec
 
 # Peaks of the SBL map beyond the number of sources, among which these are searched, and how many subsets of
 # them are fitted.
 _MORE_PEAKS, _REFINED_SUBSETS = 3, 3
+
+_LARGEST_NORM = 1.001  # of V, beyond which |V^H a| exceeds 1 by more than rounding
 
 MUSIC = SpectrumMethod(music)
 SOFT_MUSIC = SpectrumMethod(soft_music)
@@ -262,6 +272,35 @@ def spectrum_method(name: str) -> SpectrumMethod:
     return SpectrumMethod.of(SPECTRA.get(name))
 
 
+def spectrum_of(name: str, covariance: Covariance, n_sources: Int64[Tensor, "S"]) -> Spectrum:
+    """The spectrum of that name. What is wrong with one of a user's own is said as such."""
+    function = spectrum_method(name).function
+    if SPECTRA.is_builtin(name):
+        return function(covariance, n_sources)
+    with plugin_errors("spectrum", name):
+        spectrum = function(covariance, n_sources)
+    vectors = getattr(spectrum, "vectors", None)
+    if not isinstance(spectrum, Spectrum) or not isinstance(vectors, Tensor):
+        got = type(spectrum).__name__
+        raise InputError("method", f"the spectrum {name!r} must return a rismusic.Spectrum; got {got}")
+    S, N = len(n_sources), covariance.size
+    if vectors.ndim != 3 or vectors.shape[:2] != (S, N):
+        raise InputError(
+            "method",
+            f"the spectrum {name!r} must have vectors V of shape [S, N, C], [{S}, {N}, C]; got "
+            f"{list(vectors.shape)}",
+        )
+    largest = float(torch.linalg.matrix_norm(vectors.detach(), 2).max()) if vectors.numel() else 0.0
+    if not spectrum.sharp or largest <= _LARGEST_NORM:
+        return spectrum
+    raise InputError(
+        "method",
+        f"the spectrum {name!r} has |V^H a|^2 up to {largest**2:.3g} for vectors a of unit norm, but a sharp "
+        "spectrum needs at most 1: make the columns of V orthonormal, or divide V by its largest singular "
+        "value",
+    )
+
+
 def fit_from_spectrum(
     recording: Recording, count: Int64[Tensor, "S"], grid: SearchGrid, spec: LocateSpec
 ) -> Fit:
@@ -274,7 +313,9 @@ def fit_from_spectrum(
     covariance = recording_covariance(seen, noise_of(recording), full_shrinkage=method.shrink)
     if seen.panel.subcarriers != recording.panel.subcarriers:
         grid = replace(grid, panel=seen.panel)
-    start, converged = rap_music_sources(method.function(covariance, count.clamp_min(1)), grid, count)
+    start, converged = rap_music_sources(
+        spectrum_of(spec.method, covariance, count.clamp_min(1)), grid, count
+    )
     if spec.polish:
         return nfmle(recording, start, grid.volume, criterion=spec.criterion)
     return complete_fit(recording, *unpack(start, recording), converged, grid.volume)

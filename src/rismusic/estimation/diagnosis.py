@@ -160,7 +160,7 @@ def diagnosed(
         if spec.panel_error == "auto" and count_unknown:
             estimate = _weighed_twice(recording, estimate, make, spec, refit)
         elif spec.panel_error == "auto":
-            estimate = _with_suspected_error(recording, estimate)
+            estimate = _with_suspected_error(recording, estimate, spec)
     elif count_unknown:
         outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
         some = (outside | (estimate.p_value < _SUSPICIOUS)).nonzero()[:, 0]
@@ -350,16 +350,21 @@ def _all_but_many(shown: Bool[Tensor, "S"]) -> Bool[Tensor, "S"]:
     return shown | (shown.double().mean() >= _NEARLY_ALL)
 
 
-def _with_suspected_error(recording: Recording, estimate: Estimate) -> Estimate:
-    """Say where a known number of sources leaves a residual as an erring panel would."""
+def _with_suspected_error(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Estimate:
+    """Say where a known number of sources leaves a residual as an erring panel would.
+
+    Sources that would fit better outside the search volume leave one too; see :func:`_beyond`.
+    """
     # Additional sources cannot hide the misfit, so that the p-value shows it.
     gain = torch.full_like(estimate.neg_log_likelihood, -math.inf)
     size = torch.zeros_like(gain)
     misfit = (~(estimate.p_value >= _MISFIT)).nonzero()[:, 0]
     if len(misfit):
+        misfit = misfit[_gain_outside(recording[misfit], estimate[misfit], spec) <= _BEYOND_NATS]
+    if len(misfit):
         error = model_error(recording[misfit], estimate.sources[misfit])
         gain[misfit], size[misfit] = error.gain, error.panel_error
-    size = torch.where(_share(torch.zeros_like(gain), gain)[1] > 0.5, size, 0.0)
+    size = torch.where(_common_prior(torch.zeros_like(gain), gain)[1] > 0.5, size, 0.0)
     text = (
         "there are more sources, or the panel departs from its description by about {:.2g} %: "
         "try --panel-error {:.1g}"
@@ -409,7 +414,7 @@ class _Evidence:
         self.diffuse[scenes, count] = torch.where(moves, 0, beside.diffuse)
 
 
-def _share(none: Float[Tensor, "S"], error: Float[Tensor, "S"]) -> tuple[float, Float[Tensor, "S"]]:
+def _common_prior(none: Float[Tensor, "S"], error: Float[Tensor, "S"]) -> tuple[float, Float[Tensor, "S"]]:
     """Share of the scenes of a recording with a model error, and the probability of one in each scene.
 
     All scenes have the same panel, as a rule. The share is their common prior (empirical Bayes).
@@ -490,7 +495,7 @@ def _weighed(
     scenes, kept = (numbers <= count[:, None]).nonzero().unbind(-1)
     evidence.put(scenes, kept, recording[scenes], _strongest(estimate[scenes], kept), volume)
     plain = evidence.none.gather(1, count[:, None])[:, 0]
-    share, _ = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
+    share, _ = _common_prior(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))
     rival = torch.maximum(evidence.none, evidence.error + odds)
     rival = torch.where(numbers == count[:, None], evidence.error + odds, rival)
@@ -509,7 +514,7 @@ def _weighed(
         else:
             fits = refit(scenes, kept)
         evidence.put(scenes, kept, recording[scenes], fits, volume)
-    share, probable = _share(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
+    share, probable = _common_prior(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))
     log_posterior = torch.logaddexp(evidence.none, evidence.error + odds)
     best, chosen = log_posterior.max(1)
@@ -655,11 +660,11 @@ def _with_wide_search(
     taken = other[take]
     found = []
     for row, which in enumerate(_outside(taken.sources, Volume.from_spec(spec))):
-        text = f"a search in front of the whole panel explains the data better than {spec.method}"
+        text = f"a search of all directions and ranges explains the data better than {spec.method}"
         if which.any():
             first, *more = map(str, which.nonzero()[:, 0].tolist())
             named = f"sources {all_of([first, *more])} are" if more else f"source {first} is"
-            text = f"{named} outside the search volume"
+            text = f"{named} outside the search volume, found by a search of all directions and ranges"
         found.append((row, Reason(text)))
     return _put(estimate, take, noted(taken, found, spec=spec)), take
 
@@ -698,10 +703,10 @@ def _with_reasons(
     found += _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
     if count_unknown and recording.pilots is None:
         found += _largest_number(recording, estimate, spec)
-    found += _beyond(recording, noted(estimate, found), spec)
-    there = estimate.existence_probability
-    for scene, source in (there < UNCERTAIN).nonzero().tolist():
-        text = f"source {source} exists with a probability of {float(there[scene, source]):.2f}"
+    found += _beyond(recording, noted(estimate, found), spec, only_sound=count_unknown)
+    existence = estimate.existence_probability
+    for scene, source in (existence < UNCERTAIN).nonzero().tolist():
+        text = f"source {source} exists with a probability of {float(existence[scene, source]):.2f}"
         found.append((scene, text))
     errors = estimate.panel_error
     if errors is None:
@@ -731,16 +736,31 @@ def _largest_number(recording: Recording, estimate: Estimate, spec: LocateSpec) 
         yield int(scene), more if likely else limit
 
 
-def _beyond(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
-    """Scenes without another doubt whose sources at the boundary are likelier beyond it."""
-    sound = torch.tensor([not one for one in estimate.reasons], device=estimate.p_value.device)
-    some = (sound & _without_panel_error(estimate)).nonzero()[:, 0]  # otherwise it is that of other data
+def _beyond(
+    recording: Recording, estimate: Estimate, spec: LocateSpec, *, only_sound: bool
+) -> Iterator[Finding]:
+    """Scenes, without another doubt or all, whose sources at the boundary fit better outside it."""
+    some = _without_panel_error(estimate)  # otherwise the likelihood is that of other data
+    if only_sound:
+        some &= torch.tensor([not one for one in estimate.reasons], device=some.device)
+    some = some.nonzero()[:, 0]
     if len(some) == 0:
         return
-    gain = _gain_outside(recording[some], estimate[some], spec)
+    part, here = recording[some], estimate[some]
+    gain, volume = _gain_outside(part, here, spec), Volume.from_spec(spec)
+    positions = unpack(here.sources, part)[0]
+    at = volume.at_boundary(positions) & here.sources.active[..., None]
+    near = positions[..., 2] > (volume.lower[2] + volume.upper[2]) / 2
+    limits = {
+        "--azimuth-max-deg": at[..., 0],
+        "--elevation-max-deg": at[..., 1],
+        "--range-min-m": at[..., 2] & near,
+        "--range-max-m": at[..., 2] & ~near,
+    }
     for row in (gain > _BEYOND_NATS).nonzero()[:, 0].tolist():
-        text = f"likelier beyond it (by {float(gain[row]):.2g} nats): search a larger one"
-        yield int(some[row]), Reason(f"sources at the boundary of the search volume are {text}")
+        names = all_of([name for name, reached in limits.items() if bool(reached[row].any())])
+        text = f"fit better outside it (by {float(gain[row]):.2g} nats): enlarge it with {names}"
+        yield int(some[row]), Reason(f"sources at the boundary of the search volume {text}")
 
 
 def _position_probability(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S K"]:

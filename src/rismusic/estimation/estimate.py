@@ -27,7 +27,7 @@ from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.sources import Sources, cartesian_covariance
 from rismusic.spec import LocateSpec
-from rismusic.text import counted, csv_text
+from rismusic.text import counted, csv_text, decimals_of
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -377,8 +377,8 @@ class Estimate(Batch):
         for row in position_rows(self):
             lines.append(
                 f"{row.scene:5d} {row.source:2d}"
-                f"  {row.azimuth_deg:7.2f} ± {row.azimuth_std_deg:<7.2g}"
-                f"  {row.elevation_deg:7.2f} ± {row.elevation_std_deg:<7.2g}"
+                f"  {_with_bar(row.azimuth_deg, row.azimuth_std_deg)}"
+                f"  {_with_bar(row.elevation_deg, row.elevation_std_deg)}"
                 f"  {_range_text(row)}  {row.power_db:8.1f}"
             )
         return "\n".join(line.rstrip() for line in lines)
@@ -392,7 +392,11 @@ def _range_text(row: Position) -> str:
     if math.isinf(row.range_m):
         limit = f", > {row.range_lower_m:.3g} m" if row.range_lower_m > 0 else " field"
         return f"far{limit}".ljust(17)
-    return f"{row.range_m:7.2f} ± {row.range_std_m:<7.2g}"
+    return _with_bar(row.range_m, row.range_std_m)
+
+
+def _with_bar(value: float, bar: float) -> str:
+    return f"{value:7.{decimals_of(bar)}f} ± {bar:<7.2g}"
 
 
 def log_likelihood(

@@ -105,7 +105,7 @@ def worth(
 
 def worth_beside(
     pull: Float[Tensor, "S L B"],
-    left: Float[Tensor, "S _ B"],
+    left: Float[Tensor, "_ _ B"],
     energy: Float[Tensor, "_ _ B"],
     noise: Float[Tensor, "S"] | None,
 ) -> Float[Tensor, "S B"]:

@@ -114,7 +114,8 @@ class LocateReport:
         shown = max(0, min(self._wanted - first, len(recording)))
         if shown:
             part = slice(0, shown)
-            pictures = slices(recording[part], located.sources[part], Volume.from_spec(located.spec))
+            volume, methods = Volume.from_spec(located.spec), located.method[part]
+            pictures = slices(recording[part], located.sources[part], volume, methods)
             for scene, picture in enumerate(pictures):
                 self._details.append(_detail(rows[scene], recording, located, comparison, scene, picture))
 

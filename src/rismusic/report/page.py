@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,14 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rismusic.array import to_db
-from rismusic.covariance import recording_covariance
+from rismusic.covariance import Covariance, recording_covariance
 from rismusic.errors import InputError
+from rismusic.estimation.classical import spectrum_method, spectrum_of
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.noise import noise_of
-from rismusic.estimation.spectra import Spectrum, bartlett, music
 from rismusic.files import check_output, write_text
 from rismusic.io import Recording
 from rismusic.plots import figure_of
+from rismusic.registry import SPECTRA
 from rismusic.scene_view import ABOVE, BEHIND, Points, Projection, Scene, Shape, holding
 from rismusic.sources import Sources
 from rismusic.spec import Spec
@@ -347,14 +348,20 @@ class Slices:
     above: Slice
 
 
-def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Slices]:
-    """The slices of every scene: MUSIC with the estimated number of sources, Bartlett where it is zero.
+_SPECTRUM_NAMES = {"music": "MUSIC", "soft_music": "soft MUSIC", "mvdr": "MVDR", "bartlett": "Bartlett"}
 
-    The spectrum is evaluated on a search grid (even in direction cosines and 1/r) and interpolated, in dB,
-    between its points.
+
+def slices(
+    recording: Recording, estimates: Sources, volume: Volume, methods: Sequence[str] | None = None
+) -> list[Slices]:
+    """The slices of every scene: the spectrum of its method, or MUSIC if the method has none.
+
+    Without sources it is the Bartlett spectrum. It is evaluated on a search grid (even in direction cosines
+    and 1/r) and interpolated, in dB, between its points.
     """
     seen = recording.subcarrier()
-    covariance = recording_covariance(seen, noise_of(recording.stacked()))
+    noise = noise_of(recording.stacked())
+    covariances: dict[bool, Covariance] = {}
     where = ", middle subcarrier" if recording.frequencies is not None else ""
     count = estimates.active.sum(-1)
     volume = holding(volume, recording.panel, estimates)
@@ -362,9 +369,15 @@ def slices(recording: Recording, estimates: Sources, volume: Volume) -> list[Sli
     pictures = []
     for scene in range(len(recording)):
         K = int(count[scene])
-        one = covariance[scene : scene + 1]
-        spectrum: Spectrum = bartlett(one) if K == 0 else music(one, min(K, one.rank))
-        name = ("Bartlett" if K == 0 else f"MUSIC, K = {K}") + where
+        method = "music" if methods is None or methods[scene] not in SPECTRA else methods[scene]
+        method = method if K else "bartlett"
+        needs = spectrum_method(method)
+        if needs.shrink not in covariances:
+            covariances[needs.shrink] = recording_covariance(seen, noise, full_shrinkage=needs.shrink)
+        one = covariances[needs.shrink][scene : scene + 1]
+        number = min(K, one.rank) if needs.subspace else max(K, 1)
+        spectrum = spectrum_of(method, one, count.new_full((1,), number))
+        name = _SPECTRUM_NAMES.get(method, method) + (f", K = {K}" if needs.subspace else "") + where
         box = _resampled(to_db(spectrum.on_grid(grid)[0].double()), grid)
         pictures.append(_slices(name, box, recording, estimates, scene, volume))
     return pictures
