@@ -444,7 +444,16 @@ def test_a_sixth_source_is_searched_as_the_others_were_fitted():
     """Where the fields of five sources are projected out instead, four of these scenes pass."""
     made = blind(simulate(scenes=40, sources=6, snr_db=10, seed=8))
     five = locate(made, method="omp", n_sources=5)
-    assert (~diagnosis._one_more(made, five, five.spec)).sum() <= 1
+    assert (~(diagnosis._gain_of_one_more(made, five, five.spec) > 0)).sum() <= 1
+
+
+def test_more_constant_symbols_than_told_are_noticed():
+    """The p-value of one long snapshot takes the other source for noise."""
+    system = {"panel": {"rows": 6, "columns": 6}, "channel": {"antennas": 1}, "codebook": {"snapshots": 100}}
+    made = blind(simulate(scenes=8, sources=2, snr_db=20, seed=3, scene={"symbols": "constant"}, **system))
+    told = [locate(made, method="omp", n_sources=number) for number in (1, 2)]
+    assert [said(found, "one more than") for found in told] == [[True] * 8, [False] * 8]
+    assert told[1].status == ["ok"] * 8
 
 
 def test_another_wave_is_named():

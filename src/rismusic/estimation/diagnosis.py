@@ -703,6 +703,8 @@ def _with_reasons(
     found += _better_range(recording, estimate, spec) or _better_wave(recording, estimate, spec)
     if count_unknown and recording.pilots is None:
         found += _largest_number(recording, estimate, spec)
+    elif recording.symbols == "constant":
+        found += _more_than_told(recording, estimate, spec)
     found += _beyond(recording, noted(estimate, found), spec, only_sound=count_unknown)
     existence = estimate.existence_probability
     for scene, source in (existence < UNCERTAIN).nonzero().tolist():
@@ -732,8 +734,18 @@ def _largest_number(recording: Recording, estimate: Estimate, spec: LocateSpec) 
     if identified < spec.sources_max:
         limit = f"these snapshots identify at most {counted(most, 'source')}: more look like noise"
     more = Reason(f"there may be more than {most} sources: raise --sources-max", "sources_too_many")
-    for scene, likely in zip(scenes, _one_more(recording[scenes], estimate[scenes], spec), strict=True):
-        yield int(scene), more if likely else limit
+    gain = _gain_of_one_more(recording[scenes], estimate[scenes], spec)
+    for scene, likely in zip(scenes.tolist(), (gain > 0).tolist(), strict=True):
+        yield scene, more if likely else limit
+
+
+def _more_than_told(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Iterator[Finding]:
+    """Scenes of one long snapshot with more sources than told, which their p-value hardly shows."""
+    gain = _gain_of_one_more(recording, estimate, spec)
+    for scene in (gain > _BEYOND_NATS).nonzero()[:, 0].tolist():
+        told = counted(int(estimate.n_sources[scene]), "source")
+        text = f"one more than {told} explains the data better (log evidence {float(gain[scene]):+.3g} nats)"
+        yield scene, Reason(text, "sources_too_many")
 
 
 def _beyond(
@@ -1050,13 +1062,13 @@ def _better_wave(recording: Recording, estimate: Estimate, spec: LocateSpec) -> 
     return [(scene, sentence) for scene in some[_all_but_many(each[name] > -_BEYOND_NATS)].tolist()]
 
 
-def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Bool[Tensor, "S"]:
-    """Where another source, searched in what the others leave of the data, raises the evidence."""
+def _gain_of_one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S"]:
+    """Log evidence (nats) of another source, searched in what the others leave of the data."""
     S, grid = len(recording), searched_grid(recording, spec)
     positions, active = unpack(estimate.sources, recording)
     K = int(estimate.n_sources.max())
     if most_sources(recording, grid.volume) <= K:
-        return torch.zeros(S, dtype=torch.bool, device=active.device)
+        return torch.full((S,), -math.inf, dtype=torch.float64, device=active.device)
     search = GridSearch(Dictionary.of(grid), recording)
     scenes = torch.arange(S, device=active.device)
     positions, active = positions[:, :K], active[:, :K]
@@ -1067,4 +1079,4 @@ def _one_more(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Boo
     more = torch.cat((positions, place[:, None]), dim=1)
     there = torch.ones(S, K + 1, dtype=torch.bool, device=active.device)
     fit = nfmle(recording, pack(more, there), grid.volume, criterion=spec.criterion)
-    return log_evidence(recording, fit, grid.volume) > _evidence(recording, estimate.sources, grid.volume)
+    return log_evidence(recording, fit, grid.volume) - _evidence(recording, estimate.sources, grid.volume)
