@@ -231,3 +231,16 @@ def test_a_fit_without_likelihood_is_no_evidence():
     undefined = torch.full_like(two.neg_log_likelihood, math.nan)
     fit = replace(two, sources=one_place, neg_log_likelihood=undefined)
     assert (log_evidence(recording, fit, grid.volume) == -math.inf).all()
+
+
+@pytest.mark.parametrize("method", ["omp", "hybrid"])
+@pytest.mark.parametrize("phase_error", [0.0, 0.5])
+def test_the_prior_of_the_number_reaches_every_comparison(method, phase_error, generator, monkeypatch):
+    """Also those of the diagnosis, which locates scenes again whose configurations have phase errors."""
+    made = simulate(scenes=2, sources=3, snr_db=15.0, seed=2)
+    error = phase_error * torch.randn(made.codes.shape, generator=generator)
+    made = replace(made, codes=made.codes * (1j * error).exp(), truth=None, noise_variance=None)
+    assert (locate(made, method=method).n_sources > 2).any()
+    few = lambda count: torch.where(count > 2, -1e4, 0.0).double()  # noqa: E731
+    monkeypatch.setattr("rismusic.estimation.model_order.log_prior_of_number", few)
+    assert (locate(made, method=method).n_sources <= 2).all()
