@@ -89,7 +89,7 @@ FAULTS = (
         6,
         "loss on raw factors",
         "The loss uses the factors alone while inference uses R_blend.",
-        ("R_pred in place of R_samp", "with the first part alone in `(1 - b)"),
+        (("R_pred in place of R_samp", "with the first part alone in `(1 - b)"),),
         method(Prediction, "blended", _raw),
     ),
     Fault(

@@ -23,14 +23,14 @@ class Fault:
         number: number in the list of known mistakes (DESIGN.md, section 5); 0 for one that is not on it.
         name: short name.
         mistake: description in a sentence.
-        words: phrases that the text of a finding must all contain to name the cause.
+        words: phrases that the text of a finding must all contain to name the cause; of a tuple, one of them.
         plant: plants the mistake into a training with given settings, and returns the settings to diagnose.
     """
 
     number: int
     name: str
     mistake: str
-    words: tuple[str, ...]
+    words: tuple[str | tuple[str, ...], ...]
     plant: Plant
 
 

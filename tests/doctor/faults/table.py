@@ -154,7 +154,9 @@ def naming(fault: Fault, diagnosis: Diagnosis) -> tuple[str, Finding] | None:
     """The first check and finding whose text names the cause."""
     for report in diagnosis.reports:
         for finding in report.wrong:
-            if all(word in f"{finding.name}: {finding.meaning}" for word in fault.words):
+            text = f"{finding.name}: {finding.meaning}"
+            forms = [(words,) if isinstance(words, str) else words for words in fault.words]
+            if all(any(words in text for words in alternatives) for alternatives in forms):
                 return report.tag, finding
     return None
 
