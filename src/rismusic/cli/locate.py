@@ -220,7 +220,7 @@ class Locate(Command):
     pose_std_deg: Annotated[float, Field(ge=0, le=MAX_POSE_STD_DEG)] = 0.0
     """Standard deviation of the rotations in the poses; above 0, they are estimated too (with --fuse)."""
     pose_std_m: Annotated[float, Field(ge=0, le=MAX_POSE_STD_M)] = 0.0
-    """The same of the displacements."""
+    """The same for the displacements."""
     output: Annotated[Path | None, Option("FILE", short="-o")] = None
     """Write a .csv or .json file in place of a table; for several recordings, a folder of .csv files."""
     plot: Annotated[Path | None, Option("FILE")] = None
@@ -242,7 +242,7 @@ class Locate(Command):
     overwrite: bool = False
     """Replace output files that exist."""
     resume: bool = False
-    """Continue an output file (-o) that was cut, with the same settings."""
+    """Continue an output file (-o) whose writing was interrupted, with the same settings."""
 
     def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Options of outputs that are not written, of a network that is not used, or of a search not made."""

@@ -89,7 +89,7 @@ class Simulate(Command):
     device: str = "cpu"
     """Device to compute on, such as cpu or cuda."""
     resume: bool = False
-    """Continue a .h5 file that was cut, with the same settings."""
+    """Continue a .h5 file whose writing was interrupted, with the same settings."""
 
     def without_effect(self, typed: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Options of a channel that is not there, or of another format."""
