@@ -20,6 +20,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, dtype_name, to_tensor
+from rismusic.batch import concatenate
 from rismusic.errors import InputError
 from rismusic.io.schema import (
     FIELDS,
@@ -244,7 +245,7 @@ class Recording:
         return replace(
             first,
             snapshots=torch.cat([r.snapshots for r in recordings]),
-            truth=_join_sources(truth) if len(truth) == len(recordings) else None,
+            truth=concatenate(truth) if len(truth) == len(recordings) else None,
             **joined,  # type: ignore[arg-type]
         )
 
@@ -621,21 +622,3 @@ def _join_shared(parts: Sequence[Tensor | None], scenes: Sequence[int], rank: in
             for part, n in zip(present, scenes, strict=True)
         ]
     )
-
-
-def _join_sources(parts: Sequence[Sources]) -> Sources:
-    """Sources joined along the scene axis, padded to the largest K_max."""
-    most = max(part.azimuth.shape[-1] for part in parts)
-    joined: dict[str, Tensor | None] = {}
-    for field in fields(Sources):
-        values = [value for part in parts if (value := getattr(part, field.name)) is not None]
-        if len(values) < len(parts):
-            joined[field.name] = None
-            continue
-        joined[field.name] = torch.cat(
-            [
-                torch.cat((v, v.new_full((len(v), most - v.shape[1], *v.shape[2:]), float("nan"))), dim=1)
-                for v in values
-            ]
-        )
-    return Sources(**joined)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
 from rismusic.array import steering, wrapped
+from rismusic.batch import Batch
 from rismusic.covariance import (
     Conditioning,
     Covariance,
@@ -254,7 +255,7 @@ _NEIGHBOURS = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Targets:
+class Targets(Batch):
     """True sources and sample covariance of S scenes, without gradient.
 
     Args:
@@ -325,11 +326,6 @@ class Targets:
             cosine.flatten(-2) for cosine in from_cosines(x, y, q[..., None].expand_as(x))
         )
         return steering(self.grid.panel, azimuth, elevation, distance).unflatten(-1, x.shape[-2:])
-
-    def __getitem__(self, scenes: slice | Tensor) -> Targets:
-        """The targets of some scenes."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "grid"}
-        return replace(self, **{name: value[scenes] for name, value in values.items()})
 
 
 # Limits the table of 2^K entries per scene.

@@ -8,8 +8,7 @@ has its own loss, and passes its features on to the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from rismusic.array import steering
+from rismusic.batch import Batch
 from rismusic.covariance import Conditioning, Covariance, blend, load_and_shrink, predicted_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.grid import SearchGrid, from_cosines, highest_points
@@ -31,7 +31,7 @@ from rismusic.text import short_repr
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Prediction:
+class Prediction(Batch):
     r"""Network output for S scenes.
 
     The heads are an unordered set; they are matched to the true sources before they are compared.
@@ -120,23 +120,6 @@ class Prediction:
             beta: share of R_samp, 0 to 1.
         """
         return load_and_shrink(blend(self.covariance, sample, beta), conditioning)
-
-    def detach(self) -> Prediction:
-        """The prediction without gradients."""
-        return self._each(torch.Tensor.detach)
-
-    def to(self, target: torch.device | str) -> Prediction:
-        """The same prediction on another device."""
-        return self._each(lambda value: value.to(target))
-
-    def __getitem__(self, scenes: slice | Tensor) -> Prediction:
-        """The prediction of some scenes."""
-        return self._each(lambda value: value[scenes])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Prediction:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: change(value) for name, value in values.items() if value is not None}
-        return replace(self, **changed)
 
 
 def _shaped(name: str, value: Tensor, shape: list[int]) -> None:
