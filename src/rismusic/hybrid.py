@@ -37,6 +37,7 @@ from rismusic.estimation.estimate import (
     Reason,
     from_fit,
     join_estimates,
+    join_scenes,
     received_db,
     whole_numbers,
 )
@@ -377,7 +378,7 @@ def _locate_applicable(
     by_fallback = _classical(recording[others], None if count is None else count[others], spec)
     reasons = [f"{_NOT_APPLICABLE.format(spec.weights)}: {mismatch[scene]}" for scene in others.tolist()]
     parts.append(_warned(by_fallback, reasons))
-    return _in_order(parts, applicable, others), None
+    return join_scenes(parts, [applicable, others]), None
 
 
 def _fit_and_check(
@@ -422,12 +423,7 @@ def _recheck(
     keep = torch.ones_like(estimate.p_value, dtype=torch.bool)
     keep[rejected] = ~better
     kept, replaced = keep.nonzero()[:, 0], rejected[better]
-    return _in_order([estimate[kept], by_sbl[better.nonzero()[:, 0]]], kept, replaced)
-
-
-def _in_order(parts: list[Estimate], first: Int64[Tensor, "_"], second: Int64[Tensor, "_"]) -> Estimate:
-    """Estimates of the scenes ``first`` and ``second``, back in the order of the recording."""
-    return join_estimates([part for part in parts if len(part)])[torch.cat((first, second)).argsort()]
+    return join_scenes([estimate[kept], by_sbl[better.nonzero()[:, 0]]], [kept, replaced])
 
 
 def _with_fallback(recording: Recording, n_sources: NSources, reason: str, spec: LocateSpec) -> Estimate:

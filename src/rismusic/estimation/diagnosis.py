@@ -38,7 +38,7 @@ from rismusic.estimation.estimate import (
     Reason,
     fit_at,
     from_fit,
-    join_estimates,
+    join_scenes,
     noted,
 )
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE
@@ -431,8 +431,7 @@ def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Est
     keep = torch.ones(len(estimate), dtype=torch.bool, device=scenes.device)
     keep[scenes] = False
     kept = keep.nonzero()[:, 0]
-    parts = [part for part in (estimate[kept], fresh) if len(part)]
-    return join_estimates(parts)[torch.cat((kept, scenes)).argsort()]
+    return join_scenes([estimate[kept], fresh], [kept, scenes])
 
 
 def _coherence_p_value(
@@ -596,7 +595,7 @@ def _located_again(
             located = _likelier(part, located, strongest[some], spec)
         parts.append(replace(located, spec=spec))
         order.append(some)
-    result = join_estimates(parts)[torch.cat(order).argsort()]
+    result = join_scenes(parts, order)
     found: list[Finding] = []
     for scene in range(len(result)):
         if (size := float(error.panel_error[scene])) > 0:

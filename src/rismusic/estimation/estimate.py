@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rismusic.array import direction, to_db
+from rismusic.array import to_db
 from rismusic.batch import Batch, concatenate
 from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError, check_choice, refuse_old_names
@@ -194,8 +194,7 @@ class Estimate(Batch):
     @property
     def position(self) -> Float[Tensor, "S K 3"]:
         """Cartesian position in the panel frame, metres."""
-        towards = torch.stack(direction(self.sources.azimuth, self.sources.elevation), dim=-1)
-        return self.sources.range[..., None] * towards
+        return self.sources.position
 
     @property
     def position_room(self) -> Float[Tensor, "S K 3"]:
@@ -593,3 +592,8 @@ def join_estimates(parts: list[Estimate]) -> Estimate:
         warnings=[sentences for part in parts for sentences in part.warnings],
         method=[name for part in parts for name in part.method],
     )
+
+
+def join_scenes(parts: Sequence[Estimate], scenes: Sequence[Int64[Tensor, "_"]]) -> Estimate:
+    """Estimates of these scenes put together, in the order of the recording."""
+    return join_estimates([part for part in parts if len(part)])[torch.cat(list(scenes)).argsort()]
