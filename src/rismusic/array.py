@@ -388,6 +388,16 @@ def faces_forward(elements: Float[Tensor, "*batch N 3"]) -> bool:
     return bool((extent[..., 2] <= _FLAT * extent.amax(dim=-1)).all())
 
 
+def check_azimuth_limit(panel: Panel, field: str, azimuth_max_deg: float) -> None:
+    """Refuse azimuths beyond 90 degrees of a planar array."""
+    if panel.is_planar and azimuth_max_deg >= 90:
+        raise InputError(
+            field,
+            f"must be below 90 for a planar array; got {azimuth_max_deg:g}. A source behind it is received "
+            "like its mirror image in front",
+        )
+
+
 def direction(
     azimuth: Float[Tensor, "*batch"], elevation: Float[Tensor, "*batch"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:

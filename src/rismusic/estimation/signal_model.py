@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rismusic.array import WAVES, Panel, steering
+from rismusic.array import WAVES, Panel, check_azimuth_limit, steering
 from rismusic.errors import InputError
 from rismusic.estimation.classical import fit_known
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, Projection
@@ -76,12 +76,7 @@ def for_geometry(spec: LocateSpec, panel: Panel) -> LocateSpec:
             images of a planar array.
     """
     check_elements(panel.size)
-    if panel.is_planar and spec.azimuth_max_deg >= 90:
-        raise InputError(
-            "azimuth_max_deg",
-            f"must be below 90 for a planar array; got {spec.azimuth_max_deg:g}. A source behind it is "
-            "received like its mirror image in front",
-        )
+    check_azimuth_limit(panel, "azimuth_max_deg", spec.azimuth_max_deg)
     axis = panel.axis
     if len(spec.unknowns) < 3 or axis is None:
         return spec

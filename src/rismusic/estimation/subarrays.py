@@ -33,8 +33,9 @@ from jaxtyping import Complex, Float, Int32, Int64
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from rismusic.array import Panel, direction, steering_with_log_derivatives
+from rismusic.array import Panel, steering_with_log_derivatives
 from rismusic.estimation.grid import SearchGrid, from_cosines
+from rismusic.sources import to_cartesian
 
 # Size of a dictionary, N P, from which on subarrays take its place: between 20 x 20 and 24 x 24 elements.
 _LARGE = 2**23
@@ -57,9 +58,9 @@ def subarrays_of(grid: SearchGrid) -> Subarrays | None:
         return None
     if grid.angular or not panel.is_planar:
         return None
-    inside = (value[grid.inside] for value in (grid.azimuth, grid.elevation, grid.range))
+    inside = torch.stack((grid.azimuth, grid.elevation, grid.range), dim=1)[grid.inside]
     everything = torch.arange(panel.size, device=panel.elements.device)
-    return Subarrays.of(panel, everything, _positions(*inside), divisions=4)
+    return Subarrays.of(panel, everything, to_cartesian(inside), divisions=4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +173,6 @@ def _exponent(panel: Panel) -> float:
     return panel.pattern_exponent + (panel.wave == "spherical")
 
 
-def _positions(
-    azimuth: Float[Tensor, "P"], elevation: Float[Tensor, "P"], distance: Float[Tensor, "P"]
-) -> Float[Tensor, "P 3"]:
-    return torch.stack(direction(azimuth, elevation), dim=1) * distance[:, None]
-
-
 def _divided(panel: Panel, members: Int64[Tensor, "n"], divisions: int) -> list[Int64[Tensor, "_"]]:
     """Elements halved several times, each time across the longer side."""
     parts = [members]
@@ -216,5 +211,5 @@ def _representatives(
     occupied[number] = True
     cells = occupied.nonzero()[:, 0]
     middle = torch.stack((cells // (Y * Z), cells // Z % Y, cells % Z), dim=1) + 0.5
-    centres = _positions(*from_cosines(*(low + step * middle).unbind(1)))
+    centres = to_cartesian(torch.stack(from_cosines(*(low + step * middle).unbind(1)), dim=1))
     return centres, (occupied.cumsum(0) - 1)[number]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rismusic.array import SPEED_OF_LIGHT, Panel, from_db
+from rismusic.array import SPEED_OF_LIGHT, Panel, check_azimuth_limit, from_db
 from rismusic.devices import device_of
 from rismusic.errors import InputError
 from rismusic.io import Recording
@@ -78,12 +78,7 @@ class Simulator:
                 "wideband.subcarriers",
                 f"must be 1 for a panel with subcarriers of its own; it has {self.panel.subcarriers}",
             )
-        if self.panel.is_planar and self.spec.scene.azimuth_max_deg >= 90:
-            raise InputError(
-                "scene.azimuth_max_deg",
-                f"must be below 90 for a planar array; got {self.spec.scene.azimuth_max_deg:g}. A source "
-                "behind it is received like its mirror image in front",
-            )
+        check_azimuth_limit(self.panel, "scene.azimuth_max_deg", self.spec.scene.azimuth_max_deg)
         self._shape = self.spec.panel
         if panel is not None and panel.size != self._shape.rows * self._shape.columns:
             if link is None and self.spec.channel.kind != "direct" and self.spec.codebook.kind == "dft":
