@@ -100,6 +100,15 @@ def new_figure(size: tuple[float, float], *, layout: str = "constrained") -> Fig
     return figure
 
 
+def decorated(ax: Axes, *, integers: bool = False) -> Axes:
+    """The axes with a grid and a legend, and whole numbers along x if asked."""
+    if integers:
+        ax.locator_params(axis="x", integer=True)
+    ax.grid(which="both", alpha=0.3)
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
 def new_axes(
     *projections: str | None, size: tuple[float, float] = (6.0, 4.5), width_mm: float | None = None
 ) -> list[Any]:

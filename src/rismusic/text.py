@@ -82,14 +82,22 @@ def counted(number: int, noun: str) -> str:
 
 def spans(numbers: Iterable[int]) -> str:
     """Ascending whole numbers as ``0, 3 and 7 to 9``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    pairs = (run if len(run) == 2 else [f"{run[0]} to {run[-1]}" if len(run) > 2 else run[0]] for run in runs)
+    pairs = (
+        run if len(run) == 2 else [f"{run[0]} to {run[-1]}" if len(run) > 2 else run[0]]
+        for run in runs(numbers)
+    )
     return all_of(str(one) for pair in pairs for one in pair)
+
+
+def runs(numbers: Iterable[int]) -> list[list[int]]:
+    """Ascending whole numbers, divided where one is missing."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
 
 
 def short_repr(record: Any) -> str:

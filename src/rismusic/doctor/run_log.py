@@ -13,7 +13,7 @@ from rismusic.errors import InputError
 from rismusic.nn.monitors import Finding, Report, at_least
 from rismusic.nn.run_folder import LOG, RunFolder
 from rismusic.nn.spec import TrainSpec
-from rismusic.text import counted
+from rismusic.text import counted, runs
 
 Lines = list[dict[str, Any]]
 
@@ -54,13 +54,8 @@ def number(value: object) -> float:
 
 def epoch_ranges(epochs: Sequence[int]) -> str:
     """Epochs as text, such as ``1 to 4, 7``; counted from 0, as in the log."""
-    parts: list[list[int]] = []
-    for epoch in sorted(set(epochs)):
-        if parts and epoch == parts[-1][1] + 1:
-            parts[-1][1] = epoch
-        else:
-            parts.append([epoch, epoch])
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in parts)
+    parts = runs(sorted(set(epochs)))
+    return ", ".join(f"{one[0]}" if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in parts)
 
 
 def _when(epochs: Sequence[int]) -> str:

@@ -38,7 +38,7 @@ from rismusic.nn.learner import GROUPS, Learner, finite
 from rismusic.nn.losses import check_start
 from rismusic.nn.run_folder import CURVES, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
-from rismusic.plots import COLOURS, new_axes, save
+from rismusic.plots import COLOURS, decorated, new_axes, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -534,7 +534,4 @@ def _draw(
         style, colour = ("-", "--", ":")[number // len(COLOURS)], COLOURS[number % len(COLOURS)]
         ax.plot(at, [_number(value) for value in values], style, c=colour, label=name)
     ax.set(xlabel="epoch", **settings)
-    ax.grid(which="both", alpha=0.3)
-    ax.locator_params(axis="x", integer=True)
-    ax.legend(frameon=False, fontsize="small")
-    return ax
+    return decorated(ax, integers=True)

@@ -32,7 +32,7 @@ from rismusic.errors import InputError
 from rismusic.files import read_beginning, write_text
 from rismusic.nn.run_folder import BEST as BEST_WEIGHTS
 from rismusic.nn.spec import TrainSpec
-from rismusic.plots import COLOURS, MARKERS, new_axes, save
+from rismusic.plots import COLOURS, MARKERS, decorated, new_axes, save
 from rismusic.report.page import Plot, fixed, general, setting_rows, within, write_page
 from rismusic.spec import LocateSpec, dump_spec
 from rismusic.text import csv_text
@@ -426,7 +426,7 @@ def plot_history(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Ax
             height = [0.02] * len(some)
             ax.plot(some, height, marker, c=colour, transform=ax.get_xaxis_transform(), label=label)
     ax.set(xlabel="trial", ylabel="cost")
-    return _decorated(ax, integers=True)
+    return decorated(ax, integers=True)
 
 
 def plot_surrogates(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) -> Axes:
@@ -442,7 +442,7 @@ def plot_surrogates(trials: Sequence[FrozenTrial], *, ax: Axes | None = None) ->
     ax.plot([], [], c=COLOURS[0], label="not pruned")
     ax.plot([], [], "x-", c=COLOURS[4], label="pruned")
     ax.set(xlabel="epoch", ylabel="surrogate")
-    return _decorated(ax, integers=True)
+    return decorated(ax, integers=True)
 
 
 def plot_agreement(
@@ -455,7 +455,7 @@ def plot_agreement(
     label = "trials" if math.isnan(correlation) else f"rank correlation {correlation:.2f}"
     ax.plot(values, [float(trial.value or math.nan) for trial in done], "o", c=COLOURS[0], label=label)
     ax.set(xlabel="surrogate in the last epoch", ylabel="cost")
-    return _decorated(ax)
+    return decorated(ax)
 
 
 def plot_overview(result: TuneResult) -> Axes:
@@ -488,7 +488,7 @@ def plot_finals(finals: Sequence[Final], *, ax: Axes | None = None) -> Axes:
     names = [final.name.replace(", ", ",\n") for final in finals]
     ax.set_xticks(range(len(finals)), names)
     ax.set(ylabel="cost on test scenes")
-    return _decorated(ax)
+    return decorated(ax)
 
 
 def write_tune_report(
@@ -560,11 +560,3 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     return general(value) if isinstance(value, float) else str(value)
-
-
-def _decorated(ax: Axes, *, integers: bool = False) -> Axes:
-    if integers:
-        ax.locator_params(axis="x", integer=True)
-    ax.grid(which="both", alpha=0.3)
-    ax.legend(frameon=False, fontsize="small")
-    return ax
