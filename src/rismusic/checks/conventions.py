@@ -272,14 +272,6 @@ def quantised_codes(recording: Recording, bits: int) -> Recording | None:
     return replace(recording, codes=codes) if bool(finer) else None
 
 
-def _swapped(truth: Sources) -> Sources:
-    return replace(truth, azimuth=truth.elevation, elevation=truth.azimuth)
-
-
-def _reversed(truth: Sources) -> Sources:
-    return replace(truth, azimuth=-truth.azimuth, elevation=-truth.elevation)
-
-
 # Phases that differ by no more than this (rad) from rounded ones are rounded.
 _ROUNDED = 0.05
 _FRAME = (
@@ -461,7 +453,7 @@ CHANGES: tuple[Change, ...] = (
         "angles_swapped",
         "the truth fits with azimuth and elevation swapped",
         _FRAME,
-        partial(moved, change=_swapped),
+        partial(moved, change=lambda at: replace(at, azimuth=at.elevation, elevation=at.azimuth)),
         "axes",
     ),
     Change(
@@ -482,7 +474,7 @@ CHANGES: tuple[Change, ...] = (
         "directions_reversed",
         "the truth fits with azimuth and elevation reversed (the same as elements in reverse order)",
         _FRAME,
-        partial(moved, change=_reversed),
+        partial(moved, change=lambda at: replace(at, azimuth=-at.azimuth, elevation=-at.elevation)),
         "directions",
     ),
     Change(
