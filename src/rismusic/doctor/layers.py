@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import Findings, listed
-from rismusic.doctor.state import Hook
+from rismusic.doctor.state import Hook, size_of
 from rismusic.nn.monitors import Finding, at_most
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Bilinear, nn.RNNBase)
@@ -157,8 +157,7 @@ def layer_record(module: nn.Module) -> Iterator[LayerRecord]:
             record.path.pop()
             value = _first_tensor(result)
             if isinstance(part, _WEIGHTED) and value is not None and value.numel():
-                size = float(value.detach().abs().double().square().mean().sqrt())
-                record.sizes.setdefault(name, size)
+                record.sizes.setdefault(name, size_of(value))
             if not record.path and record.output is None:
                 record.output = _first_tensor(result)
 
@@ -180,8 +179,7 @@ def _input_size(name: str, value: Tensor, part: nn.Module) -> tuple[str, float, 
     if not (value.is_floating_point() or value.is_complex()) or made or not value.numel():
         return None
     value = value.detach()
-    size = float(value.abs().double().square().mean().sqrt())
-    ratio = 1.0
+    size, ratio = size_of(value), 1.0
     if isinstance(part, nn.Linear) and value.numel() > value.shape[-1]:
         spread = value.flatten(0, -2).abs().double().std(0)
         spread = spread[spread > 0]
@@ -246,7 +244,7 @@ def sibling_findings(weights: Mapping[str, Tensor]) -> list[Finding]:
     """Initial weights against those of layers of the same shape and place, such as other blocks or stages."""
     groups: dict[Any, dict[str, float]] = {}
     for name, value in weights.items():
-        if value.numel() >= _FEWEST and (size := float(value.detach().abs().double().square().mean().sqrt())):
+        if value.numel() >= _FEWEST and (size := size_of(value)):
             groups.setdefault((re.sub(r"\d+", "#", name), value.shape), {})[name] = size
     found = Findings()
     for sizes in (one for one in groups.values() if len(one) > 1):

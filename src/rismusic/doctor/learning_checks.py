@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
 from rismusic.doctor.report import Findings, listed, report_of
-from rismusic.doctor.state import names, row_codes
+from rismusic.doctor.state import first_places, names, row_codes, size_of
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
-from rismusic.doctor.tape_checks import attempted, chosen_samples, size_of
+from rismusic.doctor.tape_checks import attempted, chosen_samples
 from rismusic.nn.monitors import Finding, Report, at_least
 
 # Fewest steps after which a network should know more than a constant.
@@ -354,10 +354,7 @@ def rows_of(tapes: Sequence[Tape]) -> tuple[list[Batch], float, int]:
             pools[key] = torch.cat([roots[place].value for roots in alike], samples.axes[key])
     own = [key for key in template.inputs if key in pools] or [samples.primary]
     codes = list(zip(*(row_codes(pools[k].movedim(samples.axes[k], 0)).tolist() for k in own), strict=True))
-    first: dict[tuple[float, ...], int] = {}
-    for number, code in enumerate(codes):
-        first.setdefault(code, number)
-    kept = torch.tensor(list(first.values()))
+    kept = first_places(codes)
     batches = []
     parts = list(kept.split(samples.number))
     if _FEW <= len(kept) < 4 * samples.number:

@@ -30,6 +30,7 @@ from rismusic.io import Recording
 from rismusic.nn import validation
 from rismusic.nn.data import with_estimated_noise
 from rismusic.nn.learner import Learner
+from rismusic.nn.losses import Losses
 from rismusic.nn.monitors import Finding, Report, at_most
 from rismusic.nn.run_folder import BEST, LAST, RunFolder
 from rismusic.nn.spec import TermName, TrainSpec
@@ -189,10 +190,17 @@ def _gradient(
     learner: Learner, at: Tensors, recording: Recording, beta: float, weights: Mapping[TermName, float]
 ) -> Tensors:
     """Gradient of the loss of one batch at given parameters, apart from the learner's own."""
+    leaves, losses = _losses(learner, at, recording, beta, weights)
+    return gradients_by(leaves, losses.total)
+
+
+def _losses(
+    learner: Learner, at: Tensors, recording: Recording, beta: float, weights: Mapping[TermName, float]
+) -> tuple[Tensors, Losses]:
+    """Given parameters as leaves, and the losses of one batch at them."""
     leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
     prediction = functional_call(learner.network, leaves, (recording,))
-    total = learner.prediction_losses(prediction, recording, beta, weights).total
-    return gradients_by(leaves, total)
+    return leaves, learner.prediction_losses(prediction, recording, beta, weights)
 
 
 def _weights_in(run: ShortRun, one: RecordedStep) -> str:
@@ -201,9 +209,8 @@ def _weights_in(run: ShortRun, one: RecordedStep) -> str:
     every = {name: one.weights.get(name) or 0.1 for name in learner.spec.loss.weights}
     rows: dict[TermName, Tensor] = {}
     for recording in one.recordings:
-        leaves = {name: value.clone().requires_grad_() for name, value in one.before.items()}
-        prediction = functional_call(learner.network, leaves, (recording,))
-        for name, value in learner.prediction_losses(prediction, recording, one.beta, every).terms.items():
+        leaves, losses = _losses(learner, one.before, recording, one.beta, every)
+        for name, value in losses.terms.items():
             own = _flat(gradients_by(leaves, value), one.before) / len(one.recordings)
             rows[name] = rows.get(name, 0) + own
     A, b = torch.stack(list(rows.values()), 1), _flat(one.gradients, one.before)
@@ -666,9 +673,7 @@ def _loss_findings(run: ShortRun) -> list[Finding]:
         off = {name: -float(str(logged.get(name, math.nan))) for name in weights}
         for recording, share in zip(last.recordings, shares.tolist(), strict=True):
             # With a gradient, as in training, and by term: in the total, rounding errors may cancel.
-            leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
-            prediction = functional_call(learner.network, leaves, (recording,))
-            for name, value in learner.prediction_losses(prediction, recording, beta, weights).terms.items():
+            for name, value in _losses(learner, at, recording, beta, weights)[1].terms.items():
                 off[name] += float(value.detach()) * share
         off = {name: abs(value) * weights[name] for name, value in off.items() if name in logged}
         total = sum(weights[name] * float(str(logged[name])) for name in off)

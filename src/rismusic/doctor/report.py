@@ -158,7 +158,7 @@ class Findings(list[Finding]):
         self, name: str, value: float | int, meaning: str, advice: str = "", where: str = ""
     ) -> None:
         """Add one whose limit is 0, such as the number of things that are wrong."""
-        self.append(at_most(name, float(value), 0.0, meaning, advice, where))
+        self.append(must_be_zero(name, value, meaning, advice, where))
 
 
 def same(

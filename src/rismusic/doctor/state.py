@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,21 @@ def row_codes(value: Tensor) -> Tensor:
     rows = rows[:, :: 1 + rows.shape[1] // 4096]
     vector = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return (rows.double() * vector.to(rows.device)).sum(1)
+
+
+def first_places(codes: Iterable[Hashable]) -> Tensor:
+    """Places of the codes that differ from all before."""
+    first: dict[Hashable, int] = {}
+    for place, code in enumerate(codes):
+        first.setdefault(code, place)
+    return torch.tensor(list(first.values()))
+
+
+def size_of(value: Tensor) -> float:
+    """Root mean square of the modulus."""
+    value = value.detach()
+    value = value.abs() if value.is_complex() else value
+    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
 
 
 def calling_line() -> str:

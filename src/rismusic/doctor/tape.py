@@ -495,20 +495,12 @@ class Tape:
     def reached(self, key: int) -> set[int]:
         """Keys of all tensors that depend on one."""
         if key not in self._reached:
-            found = {key}
-            for call in self.calls:
-                if any(one in found for one in call.reads):
-                    found.update((*call.outs, *call.mutated))
-            self._reached[key] = found
+            self._reached[key] = self._made_of(key, self.calls)
         return self._reached[key]
 
     def compared(self, key: int) -> set[int]:
         """Keys of the tensors that depend on one outside the modules, as the losses of targets do."""
-        found = {key}
-        for call in self.calls:
-            if not call.inside and any(one in found for one in call.reads):
-                found.update((*call.outs, *call.mutated))
-        return found
+        return self._made_of(key, (call for call in self.calls if not call.inside))
 
     @property
     def results(self) -> list[Output]:
@@ -540,10 +532,14 @@ class Tape:
 
     def copies(self, key: int) -> set[int]:
         """Keys of what is made of some data, and of other data, before the network and the loss use it."""
+        return self._made_of(key, (call for call in self.calls if call.pure))
+
+    def _made_of(self, key: int, calls: Iterable[Call]) -> set[int]:
+        """Keys of a tensor and of what calls make of it."""
         found = {key}
-        for call in self.calls:
-            if call.pure and any(one in found for one in call.reads):
-                found.update(call.outs)
+        for call in calls:
+            if not found.isdisjoint(call.reads):
+                found.update((*call.outs, *call.mutated))
         return found
 
     def users(self, keys: set[int]) -> list[Call]:

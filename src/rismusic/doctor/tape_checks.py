@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
-from rismusic.doctor.state import ERRORS, names
+from rismusic.doctor.state import ERRORS, names, size_of
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
@@ -141,13 +141,6 @@ def _orders(number: int) -> Iterator[Tensor]:
     if number % 2 == 0 and number >= 8:
         half = permutation(number // 2)
         yield torch.cat((half, half + number // 2))
-
-
-def size_of(value: Tensor) -> float:
-    """Root mean square of the modulus."""
-    value = value.detach()
-    value = value.abs() if value.is_complex() else value
-    return float(value.double().square().mean().sqrt()) if value.numel() else 0.0
 
 
 def _sample_axis(value: Tensor, samples: Samples) -> int | None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from rismusic.doctor.counterfactuals import Settings
 from rismusic.doctor.learning_checks import LearningChecks
 from rismusic.doctor.report import Findings, listed, report_of
-from rismusic.doctor.state import ERRORS
+from rismusic.doctor.state import ERRORS, size_of
 from rismusic.doctor.tape import Tape, TapeRecorder, faithful
-from rismusic.doctor.tape_checks import size_of, tape_reports
+from rismusic.doctor.tape_checks import tape_reports
 from rismusic.nn.monitors import Report
 
 # Steps whose tape is kept: all of the first ones, then one in eight.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rismusic.doctor.report import Findings
-from rismusic.doctor.state import names, row_codes, tensors_in
+from rismusic.doctor.state import first_places, names, row_codes, tensors_in
 from rismusic.doctor.tape import LIKE
 from rismusic.nn.monitors import Finding, at_most
 
@@ -427,10 +427,10 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: b
     if other is None or not same:
         return []
     own = torch.cat(same)
-    own = own[_first_places(row_codes(own))][:_MANY]
+    own = own[first_places(row_codes(own).tolist())][:_MANY]
     new = other.detach()[:_MANY]
     seen, codes = set(row_codes(own).tolist()), row_codes(new)
-    new = new[[n for n in _first_places(codes).tolist() if float(codes[n]) not in seen]]
+    new = new[[n for n in first_places(codes.tolist()).tolist() if float(codes[n]) not in seen]]
     if min(len(own), len(new)) < _FEW:
         return []
     distance, text = shift(own, new)
@@ -455,14 +455,6 @@ def shift_findings(batches: Sequence[Tensor], other: Tensor | None, *, varied: b
             "Draw both from the same shuffled data, and prepare them with the same function.",
         )
     ]
-
-
-def _first_places(codes: Tensor) -> Tensor:
-    """Places of the rows that differ from all before."""
-    first: dict[float, int] = {}
-    for place, code in enumerate(codes.tolist()):
-        first.setdefault(code, place)
-    return torch.tensor(list(first.values()))
 
 
 def _nearest(these: Tensor, others: Tensor) -> Tensor:
