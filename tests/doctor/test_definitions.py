@@ -54,7 +54,7 @@ WRONG = {
     "array:steering_with_log_derivatives": (part(1, torch.neg), part(1, lambda x: x.flip(-1))),
     "covariance:BackProjection.covariance": (factors(torch.conj), factors(lambda F: 2 * F)),
     "covariance:Covariance.eigen": (part(0, lambda x: x.flip(-1)), part(1, torch.conj)),
-    "estimation.grid:_chosen": (part(0, lambda i: i.flip(-1)), part(0, lambda i: (i - 1).clamp_min(0))),
+    "estimation.grid:_chosen": (lambda i: i.flip(-1), lambda i: (i - 1).clamp_min(0)),
     "estimation.grid:highest_points": (lambda i: i.flip(-1), lambda i: (i - 1).clamp_min(0)),
     "estimation.spectra:music": (changed(vectors=lambda V: V.roll(1, 0)), changed(vectors=lambda V: V / 2)),
     "estimation.spectra:rap_music_sources": (

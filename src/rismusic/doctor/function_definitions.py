@@ -216,10 +216,10 @@ _APART = "the least distance of two peaks (beam widths)"
 
 
 @_of("estimation.grid:_chosen")
-def _chosen(box: Tensor, grid: Any, count: int, separation: float, result: Any) -> Any:
+def _chosen(box: Tensor, grid: Any, count: int, separation: float, result: Tensor) -> Any:
     maps = given("the map", box.flatten(1).double().cpu())
     right = ref.peaks(grid, maps, count, setting(_APART, separation))
-    return _at_places(grid, box, result[0], right)
+    return _at_places(grid, box, result, right)
 
 
 @_of("estimation.grid:highest_points")

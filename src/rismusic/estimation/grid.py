@@ -418,7 +418,6 @@ class Peaks:
     range: Float[Tensor, "*batch K"]  # metres
     height: Float[Tensor, "*batch K"]  # the value on the grid
     index: Int64[Tensor, "*batch K"]  # the flat index on the grid
-    genuine: Bool[Tensor, "*batch K"]  # whether it is a peak, or fills an entry that peaks have left
 
 
 def find_peaks(
@@ -432,9 +431,9 @@ def find_peaks(
     refines better than its value.
 
     Where a scene has fewer peaks than asked for, points away from all of its peaks and from each other fill
-    the rest, the highest first, then any others; they are not ``genuine``. Points outside the volume are
-    never taken. Two peaks are at least ``separation`` beam widths (widths of focus in 1/r), and one step,
-    apart in one of the three coordinates.
+    the rest, the highest first, then any others. Points outside the volume are never taken. Two peaks are at
+    least ``separation`` beam widths (widths of focus in 1/r), and one step, apart in one of the three
+    coordinates.
 
     Raises:
         InputError: values that do not fit the grid or are not finite, a K that no grid can give, a negative
@@ -460,7 +459,7 @@ def highest_peaks(
     Of a scene whose values are not finite some points are returned.
     """
     box = _boxes(values, grid)
-    index, genuine = _chosen(box, grid, count, separation)
+    index = _chosen(box, grid, count, separation)
     shape = (*values.shape[:-1], count)
     position = grid.volume.clamp(*_between(box, grid, index))
     azimuth, elevation, distance = (value.to(values.dtype).view(shape) for value in position)
@@ -470,7 +469,6 @@ def highest_peaks(
         range=distance,
         height=box.flatten(1).gather(1, index).view(shape),
         index=index.view(shape),
-        genuine=genuine.view(shape),
     )
 
 
@@ -478,12 +476,11 @@ def highest_points(
     values: Float[Tensor, "*batch P"], grid: SearchGrid, count: int
 ) -> Int64[Tensor, "*batch K"]:
     """Flat indices of the grid points of :func:`highest_peaks`, not refined."""
-    index, _ = _chosen(_boxes(values, grid), grid, count, separation=0.5)
-    return index.view(*values.shape[:-1], count)
+    return _chosen(_boxes(values, grid), grid, count, separation=0.5).view(*values.shape[:-1], count)
 
 
-def _chosen(box: Tensor, grid: SearchGrid, count: int, separation: float) -> tuple[Tensor, Tensor]:
-    """Flat indices [S, K] of the highest points, and which of them are peaks."""
+def _chosen(box: Tensor, grid: SearchGrid, count: int, separation: float) -> Tensor:
+    """Flat indices [S, K] of the highest points."""
     inside = grid.inside.view(grid.shape)
     reach = max(1, int(separation * grid.oversampling))
     turn = grid.volume.all_round
@@ -527,7 +524,7 @@ def _highest(box: Tensor, reach: int, turn: bool) -> Tensor:
     return candidate & (first == _pooled(first, reach, turn))
 
 
-def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> Tensor:
     """Indices [S, K] of the highest peaks, then of the highest scattered points, then of others inside."""
     rest = ~peak & ~apart & (values > -torch.inf)
     indices, usable = [], []
@@ -537,8 +534,7 @@ def _best(values: Tensor, peak: Tensor, apart: Tensor, count: int) -> tuple[Tens
         usable.append(kind.gather(1, highest))
     # A stable sort keeps the order of kinds and, within each, of values.
     first = (~torch.cat(usable, dim=1)).to(torch.int8).argsort(dim=1, stable=True)[:, :count]
-    index = torch.cat(indices, dim=1).gather(1, first)
-    return index, peak.gather(1, index)
+    return torch.cat(indices, dim=1).gather(1, first)
 
 
 def _between(box: Tensor, grid: SearchGrid, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
