@@ -32,6 +32,11 @@ class InputError(ValueError):
         return type(self), (self.field, self.problem)
 
 
+def not_installed(field: str, extra: str, subject: str = "") -> InputError:
+    """The error of an optional package, which is the field or else the subject of the sentence."""
+    return InputError(field, f"{subject}is not installed; run: pip install 'rismusic[{extra}]'")
+
+
 def check_choice(field: str, value: object, options: Sequence[str]) -> None:
     """Check that a value is one of the options; type hints alone do not stop a misspelled one."""
     if value not in options:

@@ -24,7 +24,7 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from rismusic.errors import InputError
+from rismusic.errors import InputError, not_installed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -66,9 +66,7 @@ def check_workers(workers: int | None, cluster: str | None) -> None:
     if cluster is not None and workers is not None:
         raise InputError("workers", "cannot be combined with cluster, whose workers are counted there")
     if cluster is not None and find_spec("distributed") is None:
-        raise InputError(
-            "cluster", "needs Dask, which is not installed; run: pip install 'rismusic[cluster]'"
-        )
+        raise not_installed("cluster", "cluster", "needs Dask, which ")
 
 
 def run_all(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rismusic.array import Panel
-from rismusic.errors import InputError
+from rismusic.errors import InputError, not_installed
 from rismusic.estimation.grid import Volume
 from rismusic.files import PLOT_ENDINGS, check_output, replace_file
 from rismusic.io.calibration import PanelCalibration
@@ -65,9 +65,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise InputError(
-            "plot", "plots need matplotlib, which is not installed: pip install 'rismusic[report]'"
-        ) from None
+        raise not_installed("plot", "report", "plots need matplotlib, which ") from None
     except ValueError as error:  # of the variable MPLBACKEND
         raise InputError("plot", f"matplotlib cannot be imported: {error}") from None
 

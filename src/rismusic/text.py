@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import math
 import re
 import shlex
@@ -73,6 +74,16 @@ def decimals_of(bar: float) -> int:
     if not math.isfinite(bar):
         return 2
     return min(3, max(0, 1 - math.floor(math.log10(bar)))) if bar > 0 else 3
+
+
+def json_text(content: object) -> str:
+    """The content as JSON; a number that is not finite is an error."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def finite(value: object) -> object:
+    """The value, or none for a number that is not finite: JSON has no such numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def counted(number: int, noun: str) -> str:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -64,7 +63,7 @@ from rismusic.files import (
 from rismusic.metrics import match, score
 from rismusic.sources import Sources
 from rismusic.spec import flat_settings, read_toml
-from rismusic.text import csv_text
+from rismusic.text import csv_text, json_text
 from rismusic.version import __version__
 
 SETTINGS = "settings.toml"
@@ -267,10 +266,7 @@ def write_table(path: Path, rows: Sequence[Row], *, overwrite: bool) -> None:
         }
         for flat in map(record, rows)
     ]
-    if path.suffix == ".json":
-        text = json.dumps(records, indent=1, allow_nan=False) + "\n"
-    else:
-        text = csv_text(list(records[0]), records)
+    text = json_text(records) if path.suffix == ".json" else csv_text(list(records[0]), records)
     write_text(path, text, overwrite=overwrite)
 
 

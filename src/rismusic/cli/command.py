@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
-import math
 import os
 import sys
 import tempfile
@@ -35,11 +33,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rismusic.errors import InputError
+from rismusic.errors import InputError, not_installed
 from rismusic.files import PLOT_ENDINGS, TABLE_ENDINGS, check_output, failure, write_text
 from rismusic.partial import PartialFile
 from rismusic.spec import ChannelSpec, Spec
-from rismusic.text import command_line, csv_text, plain, printable, redact
+from rismusic.text import command_line, csv_text, finite, json_text, plain, printable, redact
 from rismusic.version import __version__
 
 P = TypeVar("P", bound=PartialFile)
@@ -324,7 +322,7 @@ def check_extras(extra: str, *packages: str) -> None:
     """Check that optional packages are installed, before work starts."""
     for package in packages:
         if find_spec(package) is None:
-            raise InputError(package, f"is not installed; run: pip install 'rismusic[{extra}]'")
+            raise not_installed(package, extra)
 
 
 def note(sentence: str) -> None:
@@ -388,10 +386,6 @@ def progress_bar() -> Progress:
 
 def json_record(row: Any) -> dict[str, Any]:
     """The fields of a dataclass; those that are not finite become null, since JSON has no infinity."""
-
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     return dataclasses.asdict(row, dict_factory=lambda items: {name: finite(value) for name, value in items})
 
 
@@ -405,7 +399,7 @@ def write_rows(
     check_output(path, overwrite=overwrite, endings=TABLE_ENDINGS)
     if path.suffix == ".json":
         records = [json_record(row) for row in rows]
-        text = json.dumps({"version": __version__, **head, "rows": records}, indent=1, allow_nan=False) + "\n"
+        text = json_text({"version": __version__, **head, "rows": records})
     else:
         records = [dataclasses.asdict(row) for row in rows]
         text = csv_text([field.name for field in dataclasses.fields(row_type)], records)

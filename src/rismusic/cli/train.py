@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from rismusic.files import write_text
 from rismusic.nn.run_folder import BEST, LOG, SETTINGS, RunFolder
 from rismusic.nn.spec import TrainSpec
 from rismusic.spec import Count
-from rismusic.text import command_line, counted, plain
+from rismusic.text import command_line, counted, json_text, plain
 from rismusic.tuning.spec import TuneSpec
 
 if TYPE_CHECKING:
@@ -185,8 +184,7 @@ class Doctor(_OfTraining):
             SafeConsole().print(findings_table(diagnosis))
         say(diagnosis.verdict)
         if self.json_file is not None:
-            text = json.dumps(diagnosis.record(), indent=1, allow_nan=False) + "\n"
-            write_text(self.json_file, text, overwrite=self.overwrite)
+            write_text(self.json_file, json_text(diagnosis.record()), overwrite=self.overwrite)
         if self.report is not None:
             settings = self.settings if self.folder is None else RunFolder(self.folder).settings()
             write_diagnosis(

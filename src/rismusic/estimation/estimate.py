@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from torch.nn.functional import pad
 from rismusic.array import to_db
 from rismusic.batch import Batch, concatenate
 from rismusic.crb import POSITION, unconditional_crb
-from rismusic.errors import InputError, check_choice, refuse_old_names
+from rismusic.errors import InputError, check_choice, not_installed, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_covariance_at, unpack
@@ -27,7 +26,7 @@ from rismusic.files import write_text
 from rismusic.io import Recording
 from rismusic.sources import Sources, cartesian_covariance
 from rismusic.spec import LocateSpec
-from rismusic.text import counted, csv_text, decimals_of
+from rismusic.text import counted, csv_text, decimals_of, json_text
 from rismusic.version import __version__
 
 if TYPE_CHECKING:
@@ -318,9 +317,7 @@ class Estimate(Batch):
         try:
             import pandas
         except ImportError:
-            raise InputError(
-                "to_dataframe", "pandas is not installed; run: pip install 'rismusic[pandas]'"
-            ) from None
+            raise not_installed("to_dataframe", "pandas", "pandas ") from None
         return pandas.DataFrame(position_rows(self), columns=list(columns_of(self.pose)))
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -344,8 +341,7 @@ class Estimate(Batch):
             InputError: the file exists and ``overwrite`` is off, or it cannot be written.
         """
         content = {"version": __version__, **head, "scenes": scene_records(self)}
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_text(Path(path), text, overwrite=overwrite)
+        write_text(Path(path), json_text(content), overwrite=overwrite)
 
     def __len__(self) -> int:
         return len(self.warnings)

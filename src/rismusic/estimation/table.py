@@ -6,9 +6,11 @@ Scripts of users read the names of these columns; new ones are added behind the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
+
+from rismusic.text import finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,10 +102,10 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
     covariance = None if estimate.pose is None else estimate.position_covariance_room
 
     def source(row: Position) -> dict[str, object]:
-        record = _finite(asdict(row))
+        record = {name: finite(value) for name, value in asdict(row).items() if name != "scene"}
         if covariance is not None:
             record["covariance_room_m2"] = [
-                [value if math.isfinite(value) else None for value in line]
+                [finite(value) for value in line]
                 for line in covariance[row.scene - first_scene, row.source].tolist()
             ]
         return record
@@ -126,11 +128,3 @@ def scene_records(estimate: Estimate, *, first_scene: int = 0) -> list[dict[str,
         }
         for scene, warnings in enumerate(estimate.warnings)
     ]
-
-
-def _finite(record: Mapping[str, object]) -> dict[str, object]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in record.items()
-        if name != "scene"
-    }

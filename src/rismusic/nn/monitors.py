@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rismusic.errors import InputError
+from rismusic.errors import InputError, not_installed
 from rismusic.files import writing
 from rismusic.io import Recording
 from rismusic.nn.checkpoint import State
@@ -435,9 +435,7 @@ class TensorBoardLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise InputError(
-                "tensorboard", "TensorBoard is not installed; pip install 'rismusic[tensorboard]'"
-            ) from None
+            raise not_installed("tensorboard", "tensorboard", "TensorBoard ") from None
         self._folder, self._steps = folder / "tensorboard", steps_per_epoch
         self._step = begin
         with writing(self._folder):

@@ -153,7 +153,7 @@ class RunFolder:
 
     def log(self, records: Sequence[Mapping[str, object]]) -> None:
         """Append records to the run log."""
-        text = "".join(json.dumps(_plain(record), allow_nan=False) + "\n" for record in records)
+        text = "".join(json.dumps(json_value(record), allow_nan=False) + "\n" for record in records)
         path = self.folder / LOG
         check_not_link(path)
         with writing(path), path.open("a", encoding="utf-8") as file:
@@ -208,12 +208,12 @@ class RunFolder:
         return records
 
 
-def _plain(value: object) -> object:
+def json_value(value: object) -> object:
     """The value as JSON can hold it: non-finite numbers become strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): json_value(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [json_value(part) for part in value]
     return value

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rismusic.array import to_db
 from rismusic.covariance import Covariance, recording_covariance
-from rismusic.errors import InputError
+from rismusic.errors import InputError, not_installed
 from rismusic.estimation.classical import spectrum_method, spectrum_of
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.noise import noise_of
@@ -91,9 +91,7 @@ def environment() -> Environment:
         import matplotlib  # noqa: F401
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise InputError(
-            "report", f"reports need {error.name}, which is not installed: pip install 'rismusic[report]'"
-        ) from None
+        raise not_installed("report", "report", f"reports need {error.name}, which ") from None
     return Environment(
         loader=PackageLoader("rismusic.report"),
         autoescape=True,
