@@ -26,7 +26,7 @@ class Case:
     """A training before its first step. Checks that change weights start one of their own in the folder."""
 
     def __init__(self, spec: TrainSpec, folder: Path, make: MakeTrainer = Trainer) -> None:
-        self.spec, self._folder, self._make = spec, folder, make
+        self.spec, self._folder, self.make = spec, folder, make
         self._numbers = count()
         self.trainer = self.start(spec)
         self.short_run: object = None
@@ -35,11 +35,7 @@ class Case:
         """A new training loop before its first step, with a run folder of its own."""
         run = RunFolder(self._folder / str(next(self._numbers)))
         run.create(spec)
-        return self._make(spec, run)
-
-    def reopen(self, spec: TrainSpec, run: RunFolder) -> Trainer:
-        """A training loop on the folder of another one, to be resumed."""
-        return self._make(spec, run)
+        return self.make(spec, run)
 
     @property
     def learner(self) -> Learner:

@@ -104,7 +104,7 @@ _PACKAGE = (
     "PANEL WAVE TRUTH POSITIONS LINK DRAWS LEAK R_SAMP STAGES BACKWARD OPTIMIZER INSIDE INPUT GRADPATH GRAD "
     "SCHEDULE STEP DECAY FINITE REPLAY FILES"
 )
-_EFFECTS: dict[str, frozenset[str]] = {
+EFFECTS: dict[str, frozenset[str]] = {
     tag: names(effects)
     for tags, effects in (
         ("FUNCTIONS", f"{_PACKAGE} {_LOSSES} {_LEARNING}"),
@@ -139,14 +139,3 @@ _EFFECTS: dict[str, frozenset[str]] = {
     for tag in tags.split()
 }
 """Checks whose findings may follow from a finding of a check; in the order in which causes come first."""
-
-
-def rank(tag: str) -> int:
-    """The place of a check in the order of causes; those without effects come last."""
-    order = list(_EFFECTS)
-    return order.index(tag) if tag in _EFFECTS else len(order)
-
-
-def effects_of(tag: str) -> frozenset[str]:
-    """The checks whose findings may follow from one of a check."""
-    return _EFFECTS.get(tag, frozenset())

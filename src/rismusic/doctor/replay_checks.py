@@ -775,7 +775,7 @@ def _resume_findings(case: Case, run: ShortRun) -> list[Finding]:
     """A run that is stopped in the middle of the first epoch and resumed, against the whole run."""
     stopped = record_run(case.start(run.spec), stop_after=STEPS - 1)
     before = {name: value.clone() for name, value in stopped.trainer.learner.tensors().items()}
-    again = case.reopen(run.spec, RunFolder(stopped.trainer.run.folder))
+    again = case.make(run.spec, RunFolder(stopped.trainer.run.folder))
     again.resume()
     after = again.learner.tensors()
     wrong: dict[str, list[str]] = {}

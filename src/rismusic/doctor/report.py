@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rismusic.doctor.causes import effects_of, rank
+from rismusic.doctor.causes import EFFECTS
 from rismusic.doctor.hypotheses import explanation
 from rismusic.files import read_small
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
-from rismusic.nn.run_folder import CURVES
+from rismusic.nn.run_folder import CURVES, json_value
 from rismusic.nn.spec import TrainSpec
 from rismusic.report.page import LIMIT, check_report, png_address, setting_rows, write_page
 
@@ -57,11 +57,13 @@ class Diagnosis:
         its consequences.
         """
         left = [(report.tag, one) for report in self.reports for one in report.wrong]
-        left.sort(key=lambda pair: rank(pair[0]))
+        # Checks without effects come last.
+        order = list(EFFECTS)
+        left.sort(key=lambda pair: order.index(pair[0]) if pair[0] in EFFECTS else len(order))
         causes = []
         while left:
             (tag, first), *left = left
-            effects = effects_of(tag)
+            effects = EFFECTS.get(tag, frozenset())
             follow = [
                 other.meaning == first.meaning or (other_tag in effects or "" != other.advice == first.advice)
                 for other_tag, other in left
@@ -125,8 +127,7 @@ class Diagnosis:
 
 
 def _plain(finding: Finding) -> dict[str, object]:
-    fields = asdict(finding)
-    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+    return {name: json_value(value) for name, value in asdict(finding).items()}
 
 
 def report_of(tag: str, text: str, findings: Sequence[Finding] = ()) -> Report:
