@@ -28,7 +28,7 @@ from rismusic.doctor.function_definitions import DEFINITIONS, HANDED_ON
 from rismusic.doctor.hypotheses import difference, explanation, given
 from rismusic.doctor.loss_checks import every_weight, trial_losses
 from rismusic.doctor.report import listed, report_of
-from rismusic.doctor.state import names
+from rismusic.doctor.state import in_double, names
 from rismusic.estimation.grid import SearchGrid
 from rismusic.io import Recording
 from rismusic.nn import network, validation
@@ -124,9 +124,8 @@ def _in_double(name: str, value: Any) -> Any:
     if isinstance(value, Covariance):
         return given(f"`{name}`", ref.dense(value))
     if isinstance(value, Tensor):
-        wide = torch.complex128 if value.is_complex() else torch.float64
         value = value.detach().cpu()
-        return value if value.dtype == torch.bool else given(f"`{name}`", value.to(wide))
+        return value if value.dtype == torch.bool else given(f"`{name}`", in_double(value))
     if isinstance(value, tuple) and any(isinstance(one, Tensor) for one in value):
         return tuple(_in_double(f"{name}[{n}]", one) for n, one in enumerate(value))
     if is_dataclass(value) and not isinstance(value, (type, Recording, SearchGrid)):

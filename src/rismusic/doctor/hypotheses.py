@@ -26,6 +26,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rismusic.doctor.state import in_double
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Value = Tensor | float
@@ -421,8 +423,7 @@ def difference(found: Tensor, right: Tensor) -> str:
 
 
 def _wide(value: Value) -> Tensor:
-    value = torch.as_tensor(value).detach().cpu()
-    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+    return in_double(torch.as_tensor(value).detach().cpu())
 
 
 def _near(one: Tensor | None, other: Tensor, limit: float) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.counterfactuals import Counterfactuals, Settings
-from rismusic.doctor.report import Findings, listed, report_of
+from rismusic.doctor.report import Findings, listed
 from rismusic.doctor.state import first_places, names, row_codes, size_of
 from rismusic.doctor.tape import Batch, Call, LeftOutError, Replay, Tape
 from rismusic.doctor.tape_checks import attempted, chosen_samples
@@ -57,11 +57,7 @@ class LearningChecks:
     def reports(self) -> list[Report]:
         """[TERMS], [RETRAIN], and [LEARNED]."""
         checks = (("TERMS", self.terms), ("RETRAIN", self.changed_settings), ("LEARNED", self.learned))
-        text = "the last batches, repeated with the last weights"
-        return [
-            report_of(tag, f"left out: {reason}" if reason else text, findings)
-            for tag, findings, reason in attempted(checks)
-        ]
+        return list(attempted(checks, "the last batches, repeated with the last weights"))
 
     def terms(self) -> list[Finding]:
         """The terms of the loss are all learned."""

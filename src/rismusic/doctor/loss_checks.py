@@ -14,6 +14,7 @@ from rismusic.doctor.case import Case
 from rismusic.doctor.function_definitions import loss_terms
 from rismusic.doctor.hypotheses import explanation, given
 from rismusic.doctor.report import Findings, report_of
+from rismusic.doctor.state import real_view
 from rismusic.io import Recording
 from rismusic.nn import learner as learner_module
 from rismusic.nn import monitors as probes
@@ -163,8 +164,7 @@ def gradients_by(leaves: Mapping[str, Tensor], loss: Tensor) -> dict[str, Tensor
 
 def _flat(gradients: Mapping[str, Tensor]) -> Tensor:
     """All gradients as one vector of real numbers."""
-    every = (torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in gradients.values())
-    return torch.cat([g.flatten().double().cpu() for g in every])
+    return torch.cat([real_view(g).flatten().double().cpu() for g in gradients.values()])
 
 
 def _finite_difference(

@@ -28,6 +28,7 @@ from rismusic.doctor.state import (
     ERRORS,
     Networks,
     as_one,
+    real_view,
     restored,
     seeded,
     tensors_in,
@@ -532,6 +533,5 @@ def _spread(values: Tensor | None) -> float:
     """Root mean square distance of the outputs from their mean, over the root mean square of the outputs."""
     if values is None or values.ndim < 1 or len(values) < 2:
         return math.nan
-    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
-    flat = values.double().reshape(len(values), -1)
+    flat = real_view(values).double().reshape(len(values), -1)
     return float((flat - flat.mean(0)).square().mean().sqrt() / flat.square().mean().sqrt().clamp_min(1e-30))

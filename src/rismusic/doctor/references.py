@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from rismusic.covariance import Covariance
 from rismusic.doctor.hypotheses import given, setting
+from rismusic.doctor.state import in_double, real_view
 from rismusic.estimation.grid import SearchGrid
 from rismusic.io import Recording
 from rismusic.nn.network import Prediction
@@ -247,8 +248,8 @@ def recording_in_double(recording: Recording) -> Recording:
     """The recording in double precision."""
     names = ("snapshots", "channel", "codes", "noise_variance")
     values: dict[str, Any] = {name: getattr(recording, name) for name in names}
-    values = {name: None if value is None else _double(value) for name, value in values.items()}
-    truth = None if recording.truth is None else recording.truth.each(_double)
+    values = {name: None if value is None else in_double(value) for name, value in values.items()}
+    truth = None if recording.truth is None else recording.truth.each(in_double)
     return replace(recording, truth=truth, **values)
 
 
@@ -258,11 +259,7 @@ def doubled(result: Any) -> Any:
         return tuple(doubled(one) for one in result)
     if is_dataclass(result) and not isinstance(result, type):
         return replace(result, **{name: doubled(value) for name, value in vars(result).items()})
-    return _double(result) if isinstance(result, Tensor) else result
-
-
-def _double(value: Tensor) -> Tensor:
-    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+    return in_double(result) if isinstance(result, Tensor) else result
 
 
 def total_norm(tensors: Mapping[str, Tensor]) -> float:
@@ -273,8 +270,7 @@ def total_norm(tensors: Mapping[str, Tensor]) -> float:
 
 def _real(value: Tensor) -> Tensor:
     """The numbers of a real or complex tensor in double precision."""
-    value = value.detach()
-    return (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).double()
+    return real_view(value.detach()).double()
 
 
 def cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:

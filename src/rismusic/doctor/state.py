@@ -63,18 +63,28 @@ def restored(module: nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
 
 
+def in_double(value: Tensor) -> Tensor:
+    """Numbers of any type in double precision."""
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
 def widened(value: Any) -> Any:
     """The value with all floating-point and complex tensors in double precision."""
-    if isinstance(value, Tensor):
-        if value.is_complex():
-            return value.to(torch.complex128)
-        return value.double() if value.is_floating_point() else value
+    return mapped(value, lambda one: in_double(one) if one.is_floating_point() or one.is_complex() else one)
+
+
+def mapped(value: Any, change: Callable[[Any], Any], leaf: type | tuple[type, ...] = Tensor) -> Any:
+    """A nested value with a function applied to its leaves."""
+    if isinstance(value, leaf):
+        return change(value)
     if isinstance(value, Mapping):
-        return {name: widened(part) for name, part in value.items()}
+        return {name: mapped(part, change, leaf) for name, part in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(part, change, leaf) for part in (value.start, value.stop, value.step)))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(widened(part) for part in value))
+        return type(value)(*(mapped(part, change, leaf) for part in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(widened(part) for part in value)
+        return type(value)(mapped(part, change, leaf) for part in value)
     return value
 
 
@@ -153,6 +163,11 @@ class Hook:
 def names(text: str) -> frozenset[str]:
     """Names of functions, separated by spaces."""
     return frozenset(text.split())
+
+
+def real_view(value: Tensor) -> Tensor:
+    """The numbers of a tensor as real ones, complex ones as pairs."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 def row_codes(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rismusic.doctor.report import Findings, listed
-from rismusic.doctor.state import groups_of, weights_of
+from rismusic.doctor.state import groups_of, real_view, weights_of
 from rismusic.nn.monitors import Finding, at_most
 
 # Steps that are compared in full: the first ones, then powers of two.
@@ -214,8 +214,7 @@ def _sample(weight: Tensor) -> Tensor:
 
 
 def _real(value: Tensor) -> Tensor:
-    value = value.detach()
-    return (torch.view_as_real(value.resolve_conj()) if value.is_complex() else value).flatten()
+    return real_view(value.detach()).flatten()
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:

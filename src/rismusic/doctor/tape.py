@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from rismusic.doctor.state import Hook, calling_line, names, tensors_in, widened
+from rismusic.doctor.state import Hook, calling_line, mapped, names, tensors_in, widened
 
 # Calls on data alone that keep the order of the samples, and are repeated. The result of any other is a root.
 _KEPT = names(
@@ -139,19 +139,6 @@ def references(value: Any) -> list[int]:
     if isinstance(value, (list, tuple)):
         return [key for part in value for key in references(part)]
     return []
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, (Tensor, Ref)):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: _mapped(part, change) for name, part in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_mapped(part, change) for part in (value.start, value.stop, value.step)))
-    if isinstance(value, (list, tuple)):
-        parts = [_mapped(part, change) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return value
 
 
 class TapeRecorder:
@@ -384,7 +371,7 @@ class TapeRecorder:
         kind = outs[0].device.type if outs else "cpu"
         cast = (kind, torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
         keys = tuple(map(id, outs)), tuple(map(id, mutated))
-        args, kwargs = (_mapped(one, reference) for one in given)
+        args, kwargs = (mapped(one, reference) for one in given)
         how = torch.is_grad_enabled(), self._depth > 0
         line = calling_line()
         name = getattr(func, "__name__", "")
@@ -624,7 +611,7 @@ class Replay:
         self, calls: Sequence[Call], env: dict[int, Tensor], given: Mapping[int, Tensor], *, exact: bool
     ) -> dict[int, Tensor]:
         for call in calls:
-            args, kwargs = (_mapped(part, lambda one: env[one.key]) for part in (call.args, call.kwargs))
+            args, kwargs = (mapped(part, lambda one: env[one.key], Ref) for part in (call.args, call.kwargs))
             if not exact or call.func is torch.autograd.grad:
                 args, kwargs = self._quiet(call, args, kwargs)
             with ExitStack() as stack:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rismusic.doctor.report import Findings, listed, must_be_zero, report_of
-from rismusic.doctor.state import ERRORS, names, size_of
+from rismusic.doctor.state import ERRORS, names, real_view, size_of
 from rismusic.doctor.tape import DROPOUT as _DROPOUT
 from rismusic.doctor.tape import Call, LeftOutError, Replay, Tape
 from rismusic.nn.monitors import Finding, Report, at_least, at_most
@@ -303,7 +303,7 @@ def _effects(replay: Replay, key: int, samples: Samples, results: Sequence[int])
     for one in results:
         out = env[one]
         if out.requires_grad:
-            out = torch.view_as_real(out.resolve_conj()) if out.is_complex() else out
+            out = real_view(out)
             random = torch.randn(out.shape, generator=generator).to(out.device)
             total = total + (out.double() * random).sum().cpu()
     if not total.requires_grad:
@@ -614,17 +614,16 @@ _RANGES = {
 }
 
 
-def attempted(
-    checks: Sequence[tuple[str, Callable[[], list[Finding]]]],
-) -> Iterator[tuple[str, list[Finding], str]]:
-    """Name, findings and reason of being left out, of each check."""
-    for name, check in checks:
+def attempted(checks: Sequence[tuple[str, Callable[[], list[Finding]]]], text: str) -> Iterator[Report]:
+    """A report of each check, or of why it is left out."""
+    for tag, check in checks:
         try:
-            yield name, check(), ""
+            yield report_of(tag, text, check())
         except LeftOutError as error:
-            yield name, [], str(error)
+            yield report_of(tag, f"left out: {error}")
         except ERRORS as error:
-            yield name, [], " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            yield report_of(tag, f"left out: {reason}")
 
 
 def exchange_findings(tape: Tape) -> list[Finding]:
@@ -673,8 +672,4 @@ def tape_reports(tape: Tape, unread: Sequence[str]) -> list[Report]:
         ("VALUES", partial(value_findings, tape)),
         ("EXCHANGE", partial(exchange_findings, tape)),
     )
-    text = "the calculation of the loss, repeated with other data"
-    return [
-        report_of(tag, f"left out: {reason}" if reason else text, findings)
-        for tag, findings, reason in attempted(checks)
-    ]
+    return list(attempted(checks, "the calculation of the loss, repeated with other data"))
