@@ -221,8 +221,8 @@ FAULTS = (
         "gradient cut or leaked",
         "nn/losses.py",
         "covariance_error",
-        "ours, theirs = energy(F).sum(-1), energy(G).sum(-1)",
-        "ours, theirs = energy(F).sum(-1).detach(), energy(G).sum(-1)",
+        "ours, theirs = squared_modulus(F).sum(-1), squared_modulus(G).sum(-1)",
+        "ours, theirs = squared_modulus(F).sum(-1).detach(), squared_modulus(G).sum(-1)",
         "The diagonal of R is detached like that of the target: its error has no gradient, and the gradient "
         "of the off-diagonal error holds that of the diagonal.",
     ),

@@ -234,8 +234,8 @@ FAULTS = (
         "axis or order",
         "nn/validation.py",
         "variety",
-        "products = energy(flat.mH @ flat).view(S, R, S, R).sum((1, 3))",
-        "products = energy(flat.mH @ flat).view(S, R, S, R).sum((0, 2))",
+        "products = squared_modulus(flat.mH @ flat).view(S, R, S, R).sum((1, 3))",
+        "products = squared_modulus(flat.mH @ flat).view(S, R, S, R).sum((0, 2))",
         "The products are summed over the scenes, not over the columns of the factors: the variety that is "
         "reported is that of the columns, and a network that gives every scene the same covariance passes.",
     ),

@@ -13,9 +13,9 @@ from rismusic.covariance import (
     Conditioning,
     Covariance,
     back_project,
-    energy,
     load_and_shrink,
     predicted_covariance,
+    squared_modulus,
 )
 from rismusic.errors import InputError
 from rismusic.estimation.grid import highest_peaks, searched_grid, to_cosines
@@ -77,7 +77,7 @@ def same(one: Fit, other: Fit) -> bool:
 
 def share_of_sample(output: NetworkOutput) -> torch.Tensor:
     """Of the trace of R_blend without its identity: the columns of R_samp, which are the last ten."""
-    columns = energy(output.blend.factor).sum(-2)
+    columns = squared_modulus(output.blend.factor).sum(-2)
     return columns[:, -10:].sum(-1) / columns.sum(-1)
 
 

@@ -259,7 +259,7 @@ def _position(self: Sources) -> Tensor:
 # Covariances.
 
 
-_of("covariance:energy")(lambda values: values.abs().square())
+_of("covariance:squared_modulus")(lambda values: values.abs().square())
 _of("covariance:Covariance.normalised")(lambda self: ref.unit_trace(self))
 _of("covariance:Covariance.trace")(lambda self: self.diagonal(dim1=-2, dim2=-1).real.sum(-1))
 _of("covariance:Conditioning.identity")(lambda self: 1 - (1 - self.shrinkage) / (1 + self.loading))

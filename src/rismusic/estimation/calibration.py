@@ -41,6 +41,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from rismusic.array import steering_with_log_derivatives
+from rismusic.covariance import squared_modulus
 from rismusic.devices import blocks
 from rismusic.errors import InputError
 from rismusic.estimation.grid import Volume
@@ -341,10 +342,3 @@ class _Step:
 def _parts(value: Complex[Tensor, "S N"]) -> Float[Tensor, "S _"]:
     """Real parts, then imaginary parts, [S, 2N]."""
     return torch.cat((value.real, value.imag), dim=-1)
-
-
-def squared_modulus(value: Tensor) -> Tensor:
-    """Squared modulus of complex numbers, without the root that ``abs`` takes."""
-    # A sum over an axis of two elements takes many times longer.
-    real, imaginary = torch.view_as_real(value).square().unbind(-1)
-    return real + imaginary

@@ -49,8 +49,9 @@ from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
 from rismusic.batch import Batch
+from rismusic.covariance import squared_modulus
 from rismusic.devices import blocks
-from rismusic.estimation.calibration import covariance_through_panel, squared_modulus, whiten
+from rismusic.estimation.calibration import covariance_through_panel, whiten
 from rismusic.estimation.goodness_of_fit import orthonormal, outside
 from rismusic.estimation.maximum_likelihood import kernel_for, unpack
 from rismusic.io import Recording

@@ -33,9 +33,10 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from rismusic.array import steering, steering_with_log_derivatives
+from rismusic.covariance import squared_modulus
 from rismusic.devices import blocks
 from rismusic.errors import InputError
-from rismusic.estimation.calibration import _SHAPES, field_covariance, squared_modulus, whitened
+from rismusic.estimation.calibration import _SHAPES, field_covariance, whitened
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, unpack
 from rismusic.io import Recording

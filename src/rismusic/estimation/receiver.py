@@ -31,8 +31,8 @@ from torch import Tensor
 
 from rismusic.array import steering
 from rismusic.batch import Batch
+from rismusic.covariance import squared_modulus
 from rismusic.devices import blocks
-from rismusic.estimation.calibration import squared_modulus
 from rismusic.estimation.goodness_of_fit import orthonormal, outside
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_error import residual_dimensions

@@ -17,10 +17,10 @@ from rismusic.covariance import (
     Conditioning,
     Covariance,
     blend,
-    energy,
     load_and_shrink,
     predicted_covariance,
     sample_covariance,
+    squared_modulus,
     true_covariance,
 )
 from rismusic.errors import InputError
@@ -67,7 +67,7 @@ def covariance_error(covariance: Covariance, target: Covariance) -> Float[Tensor
     """
     R, T = covariance.normalised(), target.normalised()
     F, G = R.factor, T.factor
-    ours, theirs = energy(F).sum(-1), energy(G).sum(-1)
+    ours, theirs = squared_modulus(F).sum(-1), squared_modulus(G).sum(-1)
     level = theirs + T.loading[..., None]
     on_diagonal = (ours + R.loading[..., None] - level).square().sum(-1) / level.square().sum(-1)
     overlap = _overlap(F, F) - 2 * _overlap(F, G) + _overlap(G, G)
@@ -83,7 +83,7 @@ def _overlap(F: Complex[Tensor, "*batch N R"], G: Complex[Tensor, "*batch N C"])
 
 
 def _total(values: Complex[Tensor, "*batch R C"]) -> Float[Tensor, "*batch"]:
-    return energy(values).sum((-2, -1))
+    return squared_modulus(values).sum((-2, -1))
 
 
 # Keeps the Gram matrix of coincident or absent sources invertible; columns of A have unit norm.
@@ -120,9 +120,9 @@ def subspace_leakage(covariance: Covariance, basis: Complex[Tensor, "*batch N K"
     """
     F, loading = covariance.factor, covariance.loading
     outside = F - basis @ (basis.mH @ F)
-    dimensions = covariance.size - energy(basis).sum((-2, -1))
-    leaked = energy(outside.mH @ outside).sum((-2, -1))
-    leaked = leaked + 2 * loading * energy(outside).sum((-2, -1)) + loading.square() * dimensions
+    dimensions = covariance.size - squared_modulus(basis).sum((-2, -1))
+    leaked = squared_modulus(outside.mH @ outside).sum((-2, -1))
+    leaked = leaked + 2 * loading * squared_modulus(outside).sum((-2, -1)) + loading.square() * dimensions
     return leaked / inner(covariance, covariance)
 
 
@@ -182,7 +182,7 @@ def mvdr_value(covariance: Covariance, steering: Complex[Tensor, "*batch N Q"]) 
     checked here, so that a GPU is not synchronised.
     """
     projected = covariance.inverse_root().mH @ steering.to(torch.complex128)
-    remainder = energy(steering).sum(-2).double() - energy(projected).sum(-2)
+    remainder = squared_modulus(steering).sum(-2).double() - squared_modulus(projected).sum(-2)
     return (covariance.loading.double()[..., None] / remainder).to(covariance.loading.dtype)
 
 
@@ -227,8 +227,9 @@ def factor_coherence(
     """
     gram = _unit_gram(angle_factor, range_factor)
     half = angle_factor.shape[-1]
-    within = energy(gram[..., :half, :half]).sum((-2, -1)) + energy(gram[..., half:, half:]).sum((-2, -1))
-    return within - energy(gram.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    within = squared_modulus(gram[..., :half, :half]).sum((-2, -1))
+    within = within + squared_modulus(gram[..., half:, half:]).sum((-2, -1))
+    return within - squared_modulus(gram.diagonal(dim1=-2, dim2=-1)).sum(-1)
 
 
 def cross_coherence(
@@ -241,7 +242,7 @@ def cross_coherence(
     0 if the range factor is orthogonal to the angle factor.
     """
     half = angle_factor.shape[-1]
-    return 2 * energy(_unit_gram(angle_factor, range_factor)[..., :half, half:]).sum((-2, -1))
+    return 2 * squared_modulus(_unit_gram(angle_factor, range_factor)[..., :half, half:]).sum((-2, -1))
 
 
 def _unit_gram(angle_factor: Tensor, range_factor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from rismusic.covariance import Covariance, energy
+from rismusic.covariance import Covariance, squared_modulus
 from rismusic.crb import recording_crb
 from rismusic.estimation.spectra import music, rap_music_sources
 from rismusic.metrics import Score, match, score
@@ -217,5 +217,5 @@ def variety(covariance: Covariance) -> float:
     F: Float[Tensor, "..."] = covariance.normalised().factor
     S, N, R = F.shape
     flat = F.movedim(1, 0).reshape(N, S * R)
-    products = energy(flat.mH @ flat).view(S, R, S, R).sum((1, 3))
+    products = squared_modulus(flat.mH @ flat).view(S, R, S, R).sum((1, 3))
     return float(1 - products.mean() / products.diagonal().mean())
