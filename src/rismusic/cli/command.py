@@ -206,7 +206,7 @@ EVERYDAY: dict[str, tuple[str, ...]] = {
     "locate": (
         *("file", "sources", "method", "weights", "panel_error", "range_min_m", "range_max_m"),
         *("azimuth_max_deg", "elevation_max_deg", "calibration", "fuse", "output", "plot", "scene", "report"),
-        *("workers", "device", "plugins", "config", "overwrite"),
+        *("device", "plugins", "config", "overwrite"),
     ),
     "calibrate": (
         *("file", "output", "known_positions", "sources", "method", "panel_error"),
