@@ -619,7 +619,7 @@ class LocateSpec(Spec):
     )
     """'hybrid' (MUSIC on a network's covariance, then NF-MLE); spectra of the sample covariance: 'music',
     'soft_music', 'mvdr', 'bartlett'; model-based searches: 'omp', 'relax', 'sbl' (sparse Bayesian learning),
-    'best' (the likelier of RELAX from OMP and from SBL); or one of your own (--plugins)."""
+    'best' (the likelier of RELAX from OMP and from SBL); or your own (--plugins)."""
     weights: str = "ideal"
     """Weights of 'hybrid': 'ideal', 'robust' (trained with hardware impairments), or a file."""
     hybrid: HybridSpec = HybridSpec()
