@@ -507,7 +507,8 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         best_posterior[some] = torch.maximum(best, posterior)
         return fit, evidence
 
-    selected = select_model_order(scenes, fit_count, most, log_prior_count)
+    samples = output.recording.snapshots[0].numel()
+    selected = select_model_order(scenes, fit_count, most, log_prior_count, samples=samples)
     # Fits of many sources were searched for their evidence already; those of few are if improbable.
     fewer = selected.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
     to_search = (fewer & _improbable(output, selected.fit, spec)).nonzero()[:, 0]

@@ -84,6 +84,7 @@ from rismusic.text import all_of, counted
 UNCERTAIN = 0.9
 """A note names sources with a smaller existence probability."""
 
+_MAYBE_MORE = 0.3  # a note names scenes with more sources than reported with at least this probability
 _SUSPICIOUS = 0.01  # scenes with a smaller p-value are compared again with departures from the model
 _MISFIT = 0.05  # with a known number of sources, those with a smaller one are tested for hardware impairments
 _MARGIN = 5.0  # so are scenes where fewer sources are less probable by no more than this (nats)
@@ -707,12 +708,25 @@ def _with_reasons(
     found += _beyond(recording, noted(estimate, found), spec, only_sound=count_unknown)
     existence = estimate.existence_probability
     for scene, source in (existence < UNCERTAIN).nonzero().tolist():
-        text = f"source {source} exists with a probability of {float(existence[scene, source]):.2f}"
-        found.append((scene, text))
+        probable = float(existence[scene, source])
+        text = f"source {source} exists with a probability of {probable:.2f}"
+        found.append((scene, text if probable > 0.5 else Reason(text)))
+    found += _maybe_more(estimate)
     errors = estimate.panel_error
     if errors is None:
         errors = torch.zeros_like(estimate.p_value)
     return noted(estimate, found, sources=sources, panel_error=errors)
+
+
+def _maybe_more(estimate: Estimate) -> Iterator[Finding]:
+    """Scenes that may have more sources than the most probable number."""
+    probability = estimate.n_sources_probability
+    if probability is None:
+        return
+    up_to = probability.cumsum(1).gather(1, estimate.n_sources[:, None])[:, 0]
+    for scene in (up_to < 1 - _MAYBE_MORE).nonzero()[:, 0].tolist():
+        named = counted(int(estimate.n_sources[scene]), "source")
+        yield scene, f"there are more than {named} with a probability of {1 - float(up_to[scene]):.2f}"
 
 
 def _clipped(share: Float[Tensor, "S"]) -> Iterator[Finding]:

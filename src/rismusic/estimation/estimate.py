@@ -455,7 +455,8 @@ def from_fit(
         unknowns=spec.unknowns,
         source_covariance=P,
     )
-    covariance = without_held(bound.per_source, found.active, spec)
+    spread = _noise_spread(recording, found.active, volume)
+    covariance = without_held(bound.per_source * spread[:, None, None, None], found.active, spec)
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     snr_db = received_db(recording, found, fit.noise_variance)
     warnings = warnings_of(found, std, fit.converged, volume, snr_db)
@@ -478,8 +479,22 @@ def from_fit(
         spec=spec,
         method=[spec.method] * len(recording),
         pose=getattr(recording, "pose", None),
-        inverse_range_std=bound.inverse_range_std,
+        inverse_range_std=bound.inverse_range_std * spread.sqrt()[:, None],
     )
+
+
+def _noise_spread(recording: Recording, active: Bool[Tensor, "S K"], volume: Volume) -> Float[Tensor, "S"]:
+    """Noise variance that the residual suggests over its maximum-likelihood estimate, if it is unknown.
+
+    The fit of the positions takes up a part of the noise, too, which matters with few snapshots.
+    """
+    count = active.sum(-1)
+    if recording.noise_variance is not None:
+        return torch.ones_like(count, dtype=torch.float64)
+    L, M = recording.snapshots.shape[-2:]
+    dimensions = (L * (M - count)).double()
+    left = dimensions - volume.coordinates(recording.panel) * count / 2
+    return (dimensions / left.clamp_min(0.5)).clamp_min(1)
 
 
 def without_held(

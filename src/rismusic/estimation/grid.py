@@ -27,6 +27,7 @@ OVERSAMPLING = 2.51
 """Points per beam width. The default panel and volume then have 26 x 16 x 8 points."""
 
 _GRAZING = 1e-6  # least distance of |(u_x, u_y)| from 1, so that every direction is in front of the panel
+_FINER = 1.6  # factor of the oversampling behind a channel of few outputs
 _PROBES = 7  # points per axis over which the depth of focus is averaged
 # A coordinate this close to a limit of the volume, relative to the width of the volume, is at its boundary.
 _BOUNDARY_MARGIN = 1e-6
@@ -375,11 +376,15 @@ class SearchGrid:
 
 
 def searched_grid(recording: Recording, spec: LocateSpec) -> SearchGrid:
-    """The search grid of the settings for the recording's panel, on the recording's device."""
+    """The search grid of the settings for the recording's panel, on the recording's device.
+
+    It is finer behind a channel of few outputs, where the likelihood of a source has many maxima.
+    """
+    oversampling = spec.oversampling * (_FINER if recording.has_few_outputs else 1)
     elements, panel = recording.elements, recording.panel
     key = elements.cpu().contiguous().numpy().tobytes(), elements.dtype, panel.wavelength
     model = panel.wave, panel.pattern_exponent, panel.frequencies
-    return _cached_grid(*key, *model, Volume.from_spec(spec), spec.oversampling, recording.snapshots.device)
+    return _cached_grid(*key, *model, Volume.from_spec(spec), oversampling, recording.snapshots.device)
 
 
 @lru_cache(maxsize=4)

@@ -74,7 +74,9 @@ fits with a model error (:mod:`~rismusic.estimation.diagnosis`) and of several p
 Other fits without a network have the weight 1.
 """
 
-_PATIENCE = 2  # the search stops after this many additional sources in a row without a gain
+# The search stops after this many additional sources in a row without a gain, unless there are few samples: a
+# part of several strong sources then explains too little to pay for its unknowns.
+_PATIENCE, _FEW_SAMPLES = 2, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +97,13 @@ def select_model_order(
     fit: Callable[[Int64[Tensor, "_"], int], tuple[Fit, Float[Tensor, "_"]]],
     most: int,
     prior: Float[Tensor, "S counts"] | None = None,
+    *,
+    samples: int,
 ) -> SelectedOrder:
     """Select the number of sources with the greatest posterior probability, scene by scene.
 
-    Numbers are tried in increasing order. A scene for which two more sources in a row bring no gain is done.
+    Numbers are tried in increasing order. A scene for which two more sources in a row bring no gain is done;
+    with few samples all numbers are tried.
 
     Args:
         scenes: 0 to S - 1.
@@ -106,7 +111,9 @@ def select_model_order(
         most: largest number of sources.
         prior: [S, most + 1] log prior of each number, beside which the evidence has the weight
             :data:`EVIDENCE_WEIGHT`; uniform if ``None``. Numbers with minus infinity are not tried, except 0.
+        samples: complex numbers in the data of a scene.
     """
+    patience = _PATIENCE if samples > _FEW_SAMPLES else most
     best, evidence = fit(scenes, 0)
     weight = EVIDENCE_WEIGHT
     if prior is None:
@@ -116,7 +123,7 @@ def select_model_order(
     log_posterior[:, 0] = weight * evidence + prior[:, 0]
     highest, since = log_posterior[:, 0].clone(), torch.zeros_like(scenes)
     for count in range(1, most + 1):
-        left = scenes[(since < _PATIENCE) & (prior[:, count] > -math.inf)]
+        left = scenes[(since < patience) & (prior[:, count] > -math.inf)]
         if len(left) == 0:
             continue
         tried, evidence = fit(left, count)

@@ -42,6 +42,9 @@ SceneIndex = Any
 
 _COMPLEX = tuple(field.name for field in FIELDS.values() if field.kind == "complex" and "/" not in field.name)
 
+# Outputs behind a channel that hold little but the ratio of two fields, which turns fast with the direction.
+_FEW_OUTPUTS = 2
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Recording:
@@ -378,6 +381,12 @@ class Recording:
     def has_coherent_symbols(self) -> bool:
         """Whether all snapshots have the same unknown symbols: those of constant or known symbols."""
         return self.symbols in ("constant", "known")
+
+    @property
+    def has_few_outputs(self) -> bool:
+        """Whether symbols that are new in every snapshot reach only one or two outputs through a channel."""
+        coherent = self.has_coherent_symbols or self.link.coherent
+        return self.channel is not None and self.snapshots.shape[-1] <= _FEW_OUTPUTS and not coherent
 
     @property
     def _subcarriers(self) -> int:
