@@ -710,3 +710,18 @@ def test_a_recording_in_which_one_antenna_alone_has_data():
     found = locate(replace(made, snapshots=alone), method="omp")
     assert found.status != ["ok"]
     assert "inf" not in " ".join(found.warnings[0])
+
+
+def test_sources_that_send_now_and_then_are_sound(generator):
+    """Their strongest snapshot stands out more than that of Gaussian symbols without pauses."""
+    made = simulate(
+        scenes=12, sources=2, snr_db=15, seed=4, channel={"kind": "direct"}, codebook={"snapshots": 40}
+    )
+    on = torch.rand(made.truth.symbols.shape, generator=generator) < 0.25
+    signal = made.truth.steering(made.panel) @ (made.truth.symbols * on)
+    noise = made.noise_variance.sqrt()[:, None, None] * torch.randn(
+        made.snapshots.shape, generator=generator, dtype=made.snapshots.dtype
+    )
+    found = locate(blind(made, snapshots=signal.mT + noise), method="omp")
+    assert not any(said(found, "only: interference there"))
+    assert found.status.count("ok") >= 11

@@ -8,6 +8,7 @@ import pytest
 import torch
 from searches import omp
 
+from rismusic import Panel, Sources
 from rismusic.estimation.classical import fit_unknown, with_fewer_sources
 from rismusic.estimation.grid import searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, unconditional

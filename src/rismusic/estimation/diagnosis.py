@@ -43,7 +43,12 @@ from rismusic.estimation.estimate import (
 )
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE
 from rismusic.estimation.grid import Volume, from_cosines, searched_grid
-from rismusic.estimation.likelihood import SufficientStatistics, sufficient_statistics, symbols
+from rismusic.estimation.likelihood import (
+    SufficientStatistics,
+    sufficient_statistics,
+    symbol_variances,
+    symbols,
+)
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
     Fit,
@@ -842,6 +847,9 @@ def _symbols(at: SufficientStatistics, estimate: Estimate) -> Iterator[Finding]:
     # The share of the strongest of L Gaussian symbols exceeds x with a probability of at most this.
     strongest, where = energy.max(1)
     lone = at.active & (L * (1 - strongest / total).clamp(0, 1).pow(L - 1) < _LONE) & (L > 2)
+    # One that sends in several snapshots has energy beyond the noise of its symbols in others too.
+    noise = (symbol_variances(at).expand(-1, L, -1) * estimate.noise_variance[:, None, None]).sum(1)
+    lone &= total - strongest - noise < strongest / 2
     for scene in lone.any(1).nonzero()[:, 0].tolist():
         for snapshot in where[scene][lone[scene]].unique().tolist():
             members = (lone[scene] & (where[scene] == snapshot)).nonzero()[:, 0].tolist()

@@ -141,6 +141,15 @@ def symbols(stats: SufficientStatistics) -> Complex[Tensor, "S L K"]:
     return _solve(stats, stats.cross[..., :K, None])[..., 0]
 
 
+def symbol_variances(stats: SufficientStatistics) -> Float[Tensor, "S _ K"]:
+    r"""Variances of :func:`symbols` for unit noise, the diagonal of :math:`(C_l^H C_l)^{-1}`."""
+    K = stats.active.shape[1]
+    identity = torch.eye(K, dtype=stats.gram.dtype, device=stats.gram.device).expand_as(
+        stats.gram[..., :K, :K]
+    )
+    return _solve(stats, identity).diagonal(dim1=-2, dim2=-1).real
+
+
 def conditional_cost(stats: SufficientStatistics) -> Float[Tensor, "S"]:
     r"""The concentrated cost :math:`f = \sum_l |P^\perp_{C_l} y_l|^2`, which is never 0."""
     return residual_energy(stats, symbols(stats))
