@@ -196,3 +196,24 @@ def test_silence_is_located_somewhere():
     fit = calibrate(silent, _start(recording), VOLUME, panel_error=0.2)
     assert fit.sources.azimuth.isfinite().all()
     assert (fit.covariance.diagonal(dim1=-2, dim2=-1) == math.inf).all()
+
+
+@pytest.mark.parametrize("part", ["phase", "both"])
+def test_error_bars_of_all_coordinates_cover_errors_of_a_directly_sampled_array(part, generator):
+    """Those of 1/range, too, which are the noise's alone without the errors."""
+    scenes, N = 60, 64
+    made = simulate(scenes=scenes, sources=1, snr_db=20, seed=6, panel={"rows": 8, "columns": 8},
+                    channel={"kind": "direct"}, codebook={"snapshots": 30})  # fmt: skip
+    errors = torch.randn(2, scenes, 1, N, dtype=torch.float64, generator=generator)
+    error = 0.06 * (1j * errors[0] if part == "phase" else torch.complex(*errors) / 2**0.5)
+    there = replace(made, snapshots=made.snapshots * (1 + error), truth=None, noise_variance=None)
+    found = locate(there, method="omp", n_sources=1, panel_error=0.06)
+    true, sources = made.truth, found.sources
+    gaps = (
+        sources.azimuth - true.azimuth,
+        sources.elevation - true.elevation,
+        1 / sources.range - 1 / true.range,
+    )
+    bars = (*found.std[..., :2].unbind(-1), found.inverse_range_std)
+    for gap, bar in zip(gaps, bars, strict=True):
+        assert 0.7 < float((gap / bar).square().mean().sqrt()) < 1.5

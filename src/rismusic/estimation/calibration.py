@@ -22,7 +22,8 @@ part (gain error) and the imaginary part (phase error) of each :math:`e_n`. Each
 with :math:`1 / v_n \sim \Gamma(a, b)`, so that a few dead elements do not cast doubt on all others. The
 variances follow the fixed point :math:`v_n = (b + e_n^2 / 2 + \mathrm{var}(e_n) / 2) / (a + 1/2)` (Tipping,
 "Sparse Bayesian learning and the relevance vector machine", JMLR 1 (2001)). A dead element has a gain error
-and no phase error, so that gains get the longer tail, a smaller a.
+and no phase error, so that gains get the longer tail, a smaller a. The level of the phase errors,
+b / (a - 1), follows their mean over the elements; that of the gains is the given one.
 
 Each Gauss-Newton step solves for all unknowns. With the sources' fields
 :math:`C_l = H\, \mathrm{diag}(c_l)\, \mathrm{diag}(1 + e) A` [M, K], the symbols are eliminated within each
@@ -55,6 +56,8 @@ _STEPS, _TOLERANCE = 20, 0.02
 _SHAPES = (1.5, 10.0)  # shape a of the prior of the variances, for gain and phase errors
 # Share of the error variance that changes with configuration or source, and is treated as noise.
 _NOISE_SHARE = 0.3
+# Elements that the given error counts as, beside those of the panel, in the level of their phase errors.
+_PRIOR_ELEMENTS = 8
 # Ridge relative to a unit diagonal.
 _RIDGE = 1e-13
 _FIRST_DAMPING, _MOST_DAMPING = 1e-3, 1e6
@@ -122,6 +125,7 @@ class Calibrated:
 
     sources: Sources  # azimuth, elevation, range
     covariance: Float[Tensor, "S K 3 3"]  # of azimuth (rad), elevation (rad), range (m)
+    inverse_range_std: Float[Tensor, "S K"]  # 1/m, also where the range is infinite
     response: Complex[Tensor, "S N"]  # 1 + e
     converged: Bool[Tensor, "S"]
 
@@ -151,11 +155,14 @@ def calibrate(recording: Recording, found: Sources, volume: Volume, *, panel_err
     for block in blocks(len(recording), each, positions.device):
         fit = _Fit(recording[block], positions[block], active[block], power[block], volume, panel_error)
         parts.append(fit.iterate())
-    x, covariance, response, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    x, covariance, inverse_range_std, response, converged = (
+        torch.cat(part) for part in zip(*parts, strict=True)
+    )
     placed = pack(x, active)
     return Calibrated(
         replace(found, azimuth=placed.azimuth, elevation=placed.elevation, range=placed.range),
         covariance,
+        inverse_range_std,
         response,
         converged,
     )
@@ -173,8 +180,9 @@ class _Fit:
         volume: Volume,
         panel_error: float,
     ) -> None:
-        lasting = panel_error**2 * (1 - _NOISE_SHARE)
-        recording = whitened(recording, panel_error * _NOISE_SHARE**0.5)
+        share = 0.0 if recording.channel is None else _NOISE_SHARE
+        lasting = panel_error**2 * (1 - share)
+        recording = whitened(recording, panel_error * share**0.5)
         assert recording.noise_variance is not None
         self.panel, self.active, self.power = recording.panel, active, power
         self.link = recording.link.to(torch.complex128)
@@ -192,12 +200,12 @@ class _Fit:
         # Of real parts, then imaginary parts.
         self.variance = positions.new_full((S, 2 * N), lasting / 2)
         self.shape = positions.new_tensor(_SHAPES).repeat_interleave(N)
-        self.rate = lasting / 2 * (self.shape - 1)
+        self.expected = lasting / 2
         self.s = self.y.new_zeros(S, L, active.shape[1])
         self.size = L * M
 
-    def iterate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Iterate; return positions, their error covariance, responses, and whether they converged."""
+    def iterate(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Iterate; return what :class:`Calibrated` holds, positions as azimuth, elevation, 1/range."""
         damping = torch.full_like(self.noise, _FIRST_DAMPING)
         # Symbols first: the rest is linearised around them.
         self.s = self._symbols(self.x, self.e)
@@ -221,7 +229,7 @@ class _Fit:
                 break
             value = self._value(self.x, self.s, self.e)
         last = _Step(self, torch.zeros_like(damping))
-        return self.x, last.covariance, 1 + self.e, converged
+        return self.x, last.covariance, last.std[..., 2], 1 + self.e, converged
 
     def model(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A [S, N, K] and its derivatives by azimuth, elevation, 1/range [S, N, K, 3]; 0 without a source."""
@@ -252,7 +260,12 @@ class _Fit:
         """Update the variances of errors and noise from the posterior of the step."""
         spread = step.spread()
         energy = (_parts(self.e).square() + spread) / 2
-        fresh = (self.rate + energy) / (self.shape + 0.5)
+        # The elements share the level of their phase errors. Gain errors do not: some elements are dead.
+        N = energy.shape[-1] // 2
+        common = (_PRIOR_ELEMENTS * self.expected + 2 * energy[:, N:].sum(-1)) / (_PRIOR_ELEMENTS + N)
+        level = torch.full_like(energy, self.expected)
+        level[:, N:] = common[:, None]
+        fresh = (level * (self.shape - 1) + energy) / (self.shape + 0.5)
         known = (1 - spread / self.variance).clamp(0, 1).sum(-1) / 2
         L = self.y.shape[1]
         fitted = self.volume.free_coordinates(self.panel, self.x, self.active)

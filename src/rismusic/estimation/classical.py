@@ -248,16 +248,19 @@ def calibrated(estimate: Estimate, recording: Recording, volume: Volume, spec: L
     """Refine an estimate from whitened snapshots jointly with the responses of the panel's elements."""
     sources, noise = estimate.sources, noise_of(recording).double()
     covariance, converged = estimate.covariance, torch.ones_like(noise, dtype=torch.bool)
+    inverse_range_std = estimate.inverse_range_std
     if spec.polish and sources.azimuth.shape[1]:
         fit = calibrate(recording, sources, volume, panel_error=spec.allowed_error)
         sources, converged = fit.sources, fit.converged
         covariance = without_held(fit.covariance, sources.active, spec)
+        inverse_range_std = fit.inverse_range_std
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     snr_db = received_db(recording, sources, noise)
     return replace(
         estimate,
         sources=sources,
         covariance=covariance,
+        inverse_range_std=inverse_range_std,
         snr_db=snr_db,
         noise_variance=noise,
         warnings=warnings_of(sources, std, converged, volume, snr_db),
