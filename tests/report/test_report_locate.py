@@ -207,7 +207,8 @@ def test_ten_thousand_scenes_stay_below_a_megabyte(recording, located, tmp_path,
     scenes = torch.arange(2500) % 3
     part = replace(recording[scenes], truth=None)
     said = [f"sentence {n} (p = {n}e-16): said of every scene, and not short either" for n in range(5)]
-    copies = replace(some(located, scenes), warnings=[said] * len(scenes))
+    methods = [located.method[scene] for scene in scenes.tolist()]
+    copies = replace(some(located, scenes), warnings=[said] * len(scenes), method=methods)
     monkeypatch.setattr(report_locate, "_DETAILS", 110_000)
     report = LocateReport(details=5)
     for _ in range(4):
