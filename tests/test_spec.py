@@ -169,6 +169,14 @@ def test_parts_name_themselves_too():
         SceneSpec(range_min_m=11)
 
 
+def test_a_recording_is_no_file_of_settings(tmp_path):
+    """An empty file is valid TOML, of which all settings are the default ones."""
+    path = tmp_path / "empty.h5"
+    path.touch()
+    with pytest.raises(InputError, match=r"empty.h5: is named as a recording \(.h5\)"):
+        read_spec(SystemSpec, path)
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(InputError, match=r"none.toml: cannot be read: no such file"):
         read_spec(SystemSpec, tmp_path / "none.toml")

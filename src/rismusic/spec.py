@@ -74,6 +74,7 @@ MAX_PANEL_ERROR = 10.0
 S = TypeVar("S", bound="Spec")
 R = TypeVar("R", bound="Record")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
+_RECORDINGS = (".h5", ".npz", ".mat")
 _LARGEST_TOML = 2**16
 # Numbers of the largest array of one scene: one gigabyte in single precision.
 _LARGEST_SCENE = 2**27
@@ -180,9 +181,13 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Contents of a TOML file.
 
     Raises:
-        InputError: the file cannot be read, or is not valid TOML.
+        InputError: the file cannot be read, is not valid TOML, or is named as a recording.
     """
     path = Path(path)
+    if path.suffix.lower() in _RECORDINGS:  # an empty one is valid TOML
+        raise InputError(
+            str(path), f"is named as a recording ({path.suffix}), not as a TOML file of settings"
+        )
     text = read_text(path, limit=_LARGEST_TOML)
     try:
         return tomlkit.parse(text).unwrap()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import dense
@@ -178,3 +179,44 @@ def test_several_places_reach_the_likeliest_known_fit():
     assert (best.neg_log_likelihood <= torch.stack([truth, *others]).amin(0) + 0.01).all()
     # One place of each source is not enough.
     assert (torch.stack(others).amin(0) > best.neg_log_likelihood + 3).sum() == 2
+
+
+def behind_two_antennas(scenes, seed):
+    """One source each, in line of sight of a RIS of 12 x 12 elements 5 m in front of two antennas."""
+    generator = torch.Generator().manual_seed(seed)
+    panel = Panel.uniform_planar(12, 12, wavelength=0.1)
+    across = torch.tensor([math.cos(math.pi / 6), 0, -math.sin(math.pi / 6)], dtype=torch.float64)
+    middle = 5 * torch.tensor([math.sin(math.pi / 6), 0.1, math.cos(math.pi / 6)], dtype=torch.float64)
+    antennas = middle + torch.tensor([[-0.025], [0.025]]) * across
+    d = (antennas[:, None] - panel.elements).norm(dim=-1)
+    H = 5 / d * (-2j * math.pi / 0.1 * d).exp()
+    low, width = torch.tensor([-55.0, -25, 0.6]), torch.tensor([110.0, 50, 7.4])
+    azimuth, elevation, distance = (low + width * torch.rand(scenes, 1, 3, generator=generator)).unbind(-1)
+    truth = Sources.from_degrees(azimuth, elevation, distance)
+    codes = (2j * math.pi * torch.rand(scenes, 64, 144, generator=generator, dtype=torch.float64)).exp()
+    symbols, noise = (
+        torch.randn(*shape, generator=generator, dtype=torch.complex128)
+        for shape in ((scenes, 64, 1), (scenes, 64, 2))
+    )
+    y = (codes * truth.steering(panel).mT * symbols) @ H.mT
+    y = y + 0.1 * y.abs().square().mean((1, 2), keepdim=True).sqrt() * noise
+    return Recording.from_arrays(y, panel.elements, 0.1, H, codes), truth
+
+
+def test_the_many_maxima_behind_two_antennas_are_searched(monkeypatch):
+    """With the coarse grid and its best point alone, a tenth of the sources is located wrongly."""
+    recording, truth = behind_two_antennas(100, seed=5)
+
+    def wrong():
+        found = locate(recording, method="omp", n_sources=1)
+        gaps = (
+            found.sources.azimuth - truth.azimuth,
+            found.sources.elevation - truth.elevation,
+            1 / found.sources.range - 1 / truth.range,
+        )
+        bars = (*found.std[..., :2].unbind(-1), found.inverse_range_std)
+        return sum((gap.abs() > 5 * bar) for gap, bar in zip(gaps, bars, strict=True)).clamp_max(1).sum()
+
+    fine = wrong()
+    monkeypatch.setattr("rismusic.io.recording._FEW_OUTPUTS", 0)
+    assert 3 * fine < wrong()
