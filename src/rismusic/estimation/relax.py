@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.maximum_likelihood import (
     ROUGH,
@@ -35,6 +35,7 @@ from rismusic.estimation.maximum_likelihood import (
     values_without_each,
 )
 from rismusic.estimation.search import CandidateSearch, GridSearch, project_out
+from rismusic.io import Recording
 
 # Births of a scene.
 _BIRTHS = 3
@@ -282,14 +283,21 @@ def omp_path(
         if criterion == "unconditional":
             power_noise = fit_power_noise(part, positions[:, :k], present[:, :k])
         rest = project_out(part, positions[:, :k], present[:, :k], power_noise)
-        found = search.best(scenes, rest, _FIRST_STARTS if k == 0 and recording.has_few_outputs else 1)[0]
-        starts = positions[:, None].repeat(1, found.shape[1], 1, 1)
-        starts[:, :, k] = search.dictionary.positions(found)
-        each = torch.arange(len(scenes), device=scenes.device).repeat_interleave(found.shape[1])
-        fit = refine(
-            part[each], starts.flatten(0, 1), present[each], volume, criterion=criterion, options=ROUGH
-        )
-        least = fit.value.view(len(scenes), -1).argmin(1, keepdim=True)
-        refined = fit.positions.unflatten(0, (len(scenes), -1))
-        path[scenes, k, : k + 1] = refined.take_along_dim(least[..., None, None], dim=1)[:, 0]
+        several = k == 0 and recording.has_few_outputs
+        places = search.dictionary.positions(search.best(scenes, rest, _FIRST_STARTS if several else 1)[0])
+        positions[:, k] = _best_start(part, places, volume, criterion) if several else places[:, 0]
+        fit = refine(part, positions, present, volume, criterion=criterion, options=ROUGH)
+        path[scenes, k, : k + 1] = fit.positions
     return path
+
+
+def _best_start(
+    recording: Recording, places: Float[Tensor, "B C 3"], volume: Volume, criterion: Criterion
+) -> Float[Tensor, "B 3"]:
+    """The best of the maxima of the likelihood of a single source that are reached from some places."""
+    B, C, _ = places.shape
+    scenes = torch.arange(B, device=places.device).repeat_interleave(C)
+    starts, there = places.flatten(0, 1)[:, None], torch.ones_like(scenes, dtype=torch.bool)[:, None]
+    fit = refine(recording[scenes], starts, there, volume, criterion=criterion, options=ROUGH)
+    best = fit.value.view(B, C).argmin(1)
+    return fit.positions.view(B, C, 3)[range(B), best]
