@@ -226,7 +226,7 @@ def test_values_that_are_none(method):
 
 
 def test_a_panel_that_does_not_see_the_place_of_a_missing_source():
-    """Elements of the pattern cos^100, kilometres apart, receive nothing from 1 m, where missing ones are put."""
+    """Elements of the pattern cos^100, kilometres apart, receive nothing from 1 m, where missing ones are."""
     made = simulate(scenes=2, sources=1, snr_db=10, seed=1, panel={"rows": 4, "columns": 4})
     scaled = replace(
         made, elements=1e6 * made.elements, wavelength=1e6 * made.wavelength, pattern_exponent=100.0
