@@ -33,6 +33,7 @@ with warnings.catch_warnings():
 
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
 TABLE_ENDINGS = (".csv", ".json")
+RECORDING_ENDINGS = (".h5", ".npz", ".mat")
 
 SMALL_BYTES = 2**24
 """Largest size of a file that is read at once, unless the caller gives another one."""

@@ -507,7 +507,7 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         best_posterior[some] = torch.maximum(best, posterior)
         return fit, evidence
 
-    samples = output.recording.snapshots[0].numel()
+    samples = output.recording.snapshots.shape[1:].numel()
     selected = select_model_order(scenes, fit_count, most, log_prior_count, samples=samples)
     # Fits of many sources were searched for their evidence already; those of few are if improbable.
     fewer = selected.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from rismusic.errors import InputError, renamed_setting
-from rismusic.files import read_text
+from rismusic.files import RECORDING_ENDINGS, read_text
 from rismusic.registry import check_method, load_plugins
 from rismusic.text import any_of
 
@@ -74,7 +74,6 @@ MAX_PANEL_ERROR = 10.0
 S = TypeVar("S", bound="Spec")
 R = TypeVar("R", bound="Record")
 # Files of settings have a few kilobytes; the time of the parser grows faster than their size.
-_RECORDINGS = (".h5", ".npz", ".mat")
 _LARGEST_TOML = 2**16
 # Numbers of the largest array of one scene: one gigabyte in single precision.
 _LARGEST_SCENE = 2**27
@@ -184,7 +183,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         InputError: the file cannot be read, is not valid TOML, or is named as a recording.
     """
     path = Path(path)
-    if path.suffix.lower() in _RECORDINGS:  # an empty one is valid TOML
+    if path.suffix.lower() in RECORDING_ENDINGS:  # an empty one is valid TOML
         raise InputError(
             str(path), f"is named as a recording ({path.suffix}), not as a TOML file of settings"
         )

@@ -238,7 +238,8 @@ def _check(
             conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
         else:
             conventions = "not tried (no truth, and a panel too large for quick fits)"
-    values = {**statistics.values(), **_panel_values(panel)}
+    of_panel = _panel_values(panel)
+    values = {**statistics.values(), **of_panel}
     departures = []
     form = None if first is None else _corrected(first, wrong)
     # Known symbols are tested against free ones.
@@ -257,9 +258,9 @@ def _check(
         CheckFinding(name, values[name], *row) for name, row in CHECKS.items() if values.get(name, 0) > row[0]
     ]
     # Wrong elements make waves and conventions look wrong too.
-    findings = [one for one in others if one.name in _panel_values(panel)]
+    findings = [one for one in others if one.name in of_panel]
     findings += [CheckFinding.of(one) for one in wrong]
-    findings += [one for one in others if one not in findings] + departures
+    findings += [one for one in others if one.name not in of_panel] + departures
     facts = {**head, **_facts(scene, statistics), **tail, "conventions": conventions}
     return CheckReport(facts, findings)
 

@@ -166,7 +166,7 @@ def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> Sel
         one = fit_known(part, torch.full_like(some, count), grid, spec)
         return one, log_evidence(part, one, grid.volume)
 
-    return select_model_order(scenes, fit, most, samples=recording.snapshots[0].numel())
+    return select_model_order(scenes, fit, most, samples=recording.snapshots.shape[1:].numel())
 
 
 def with_fewer_sources(
@@ -359,7 +359,7 @@ def _search_unknown(recording: Recording, grid: SearchGrid, most: int, strategy:
             one = here.fit(torch.full_like(some, count), strategy) if count else fit_nothing(data)
             return one, log_evidence(data, one, grid.volume)
 
-        samples = part.snapshots[0].numel()
+        samples = part.snapshots.shape[1:].numel()
         selected.append(select_model_order(scenes, fit, most, samples=samples))
     return concatenate(selected)
 

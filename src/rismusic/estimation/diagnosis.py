@@ -847,9 +847,10 @@ def _symbols(at: SufficientStatistics, estimate: Estimate) -> Iterator[Finding]:
     # The share of the strongest of L Gaussian symbols exceeds x with a probability of at most this.
     strongest, where = energy.max(1)
     lone = at.active & (L * (1 - strongest / total).clamp(0, 1).pow(L - 1) < _LONE) & (L > 2)
-    # One that sends in several snapshots has energy beyond the noise of its symbols in others too.
-    noise = (symbol_variances(at).expand(-1, L, -1) * estimate.noise_variance[:, None, None]).sum(1)
-    lone &= total - strongest - noise < strongest / 2
+    if bool(lone.any()):
+        # One that sends in several snapshots has energy beyond the noise of its symbols in others too.
+        noise = (symbol_variances(at).expand(-1, L, -1) * estimate.noise_variance[:, None, None]).sum(1)
+        lone &= total - strongest - noise < strongest / 2
     for scene in lone.any(1).nonzero()[:, 0].tolist():
         for snapshot in where[scene][lone[scene]].unique().tolist():
             members = (lone[scene] & (where[scene] == snapshot)).nonzero()[:, 0].tolist()

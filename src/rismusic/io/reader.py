@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rismusic.array import WAVES, Panel
 from rismusic.errors import InputError, in_file
-from rismusic.files import check_regular
+from rismusic.files import RECORDING_ENDINGS, check_regular
 from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
@@ -23,7 +23,6 @@ from rismusic.io.schema import (
     ATTRIBUTES,
     FIELDS,
     FORMAT,
-    SUFFIXES,
     Description,
     check_frequencies,
     check_panel,
@@ -281,10 +280,11 @@ def sample_path(name: str) -> Path:
 def suffix(path: Path) -> str:
     """Extension of a recording in lower case."""
     found = path.suffix.lower()
-    if found not in SUFFIXES:
+    if found not in RECORDING_ENDINGS:
         raise InputError(
             str(path),
-            f"a recording needs a name that ends in {any_of(SUFFIXES)}; got {found or 'no extension'}",
+            f"a recording needs a name that ends in {any_of(RECORDING_ENDINGS)}; got "
+            f"{found or 'no extension'}",
         )
     return found
 

@@ -22,7 +22,6 @@ from rismusic.spec import MAX_RANGE_M, SymbolModel
 
 FORMAT = "rismusic/1"
 ATTRIBUTES = ("format", "wavelength", "wave", "pattern_exponent", "symbols")
-SUFFIXES = (".h5", ".npz", ".mat")
 
 
 @dataclass(frozen=True)
