@@ -155,3 +155,13 @@ def test_estimates_of_correlated_sources():
     assert (full.p_value > 1e-3).all()
     counted = locate(blind[:2], sources_max=3, **settings)
     assert counted.n_sources.tolist() == [2, 2]
+
+
+def test_symbols_far_above_the_limit_of_the_powers():
+    """One wrong number in the codes makes the fields of its snapshot large, and with them the limits small."""
+    recording = make(snapshots=3)
+    positions, active = unpack(recording.truth, recording)
+    recording.codes[0, 0] = 1e12
+    # More sources than snapshots: their sample covariance has no Cholesky factor.
+    positions, active = torch.cat((positions, positions + 0.1), dim=1), active.repeat(1, 2)
+    assert source_covariance_at(recording, positions, active).isfinite().all()
