@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+import model_scenes
+from model_scenes import MODELS
 from rismusic.array import WAVES
 from rismusic.crb import recording_crb
 from rismusic.estimation import maximum_likelihood as module
@@ -24,6 +26,9 @@ from rismusic.estimation.spectra import NewtonOptions, Spectrum, newton
 
 kernel = pytest.importorskip("rismusic.estimation.fit_kernel", exc_type=ImportError)
 
+# Long snapshots without a channel.
+UNCOVERED = ["known, direct", "weighted, constant, direct"]
+COVERED = [name for name in MODELS if name not in UNCOVERED]
 CRITERIA = ["conditional", "unconditional"]
 ONE_CONFIGURATION = dense.SMALL.replace(codebook={"snapshots": 1})
 
@@ -232,10 +237,66 @@ def test_what_the_kernel_does_not_cover_uses_the_torch_form(generator):
     assert module.kernel_for(recording) is kernel
     learned = replace(recording, snapshots=recording.snapshots.clone().requires_grad_())
     assert module.kernel_for(learned) is None
-    weighted = replace(recording, sample_weights=torch.ones(recording.snapshots.shape).double()).stacked()
-    assert module.kernel_for(weighted) is None
-    wide = replace(recording, frequencies=torch.tensor([1e9]))
-    assert not kernel.applies(wide)
+    for name in UNCOVERED:
+        assert module.kernel_for(model_scenes.make(**MODELS[name]).stacked()) is None
+
+
+def model_case(name, generator, scatter=0.05):
+    """Scenes of a signal model; in the second one the first source is missing."""
+    recording = model_scenes.make(**MODELS[name]).stacked()
+    assert module.kernel_for(recording) is kernel
+    truth, active = dense.truth_of(recording)
+    active[1, 0] = False
+    return recording, dense.scattered(truth, generator, scatter), active
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("name", COVERED)
+def test_fits_of_every_signal_model(name, criterion, generator):
+    recording, start, active = model_case(name, generator)
+    for options in (FitOptions(3), FitOptions(100, 1e-5)):
+        assert_same_fits(recording, start, active, dense.VOLUME, criterion, options, position=1e-5)
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_statistics_of_every_signal_model(name, generator):
+    """Powers, symbols, information and motion."""
+    recording, positions, active = model_case(name, generator, 0.01)
+    compiled = fit_power_noise(recording, positions, active)
+    power, noise = compiled
+    sources = replace(pack(positions, active), power=torch.where(active, power, math.nan))
+    without = values_without_each(recording, positions, active, "unconditional")
+    several = recording.snapshots.shape[1] > 1 and recording.pilots is None
+    moved = _dispersion(recording, sources) if several else ()
+    at = sufficient_statistics(recording, positions, active, derivatives=True)
+    s, J = symbols(at), unconditional(at, power, noise)[2]
+    with module.without_compiled_fits():
+        expected = fit_power_noise(recording, positions, active)
+        expected_without = values_without_each(recording, positions, active, "unconditional")
+        motion = (*_linear_motion(recording, sources), *spread_gain(recording, sources)) if several else ()
+    torch.testing.assert_close(compiled, expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(without, expected_without, rtol=0, atol=1e-4)
+    for own, other in zip(moved, motion, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6, equal_nan=True)
+    found, cost = kernel.least_squares(recording, positions, active)
+    torch.testing.assert_close(found, s.mT, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(cost, residual_energy(at, s), rtol=1e-8, atol=0)
+    own = kernel.information(recording, positions, active, power, noise)
+    torch.testing.assert_close(own, J, rtol=1e-6, atol=1e-8 * float(J.abs().max()))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(
+    "name", [*(name for name in COVERED if "wideband" in name and "known" not in name), "weighted"]
+)
+def test_gains_of_candidates_of_other_models(name, criterion, generator):
+    recording, positions, active = model_case(name, generator)
+    places = torch.cat((dense.scattered(positions, generator, 0.3), positions[:, :1]), dim=1)
+    fit = fit_power_noise(recording, positions, active) if criterion == "unconditional" else None
+    search = CandidateSearch(dense.grid_for(recording), recording, places)
+    gains = kernel.gains(recording, search._parts, torch.arange(2), positions, active, fit)
+    expected = likelihood_gain(project_out(recording, positions, active, fit), search._fields)
+    torch.testing.assert_close(gains, expected.double(), rtol=1e-4, atol=1e-4 * float(expected.max()))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -158,7 +158,7 @@ def test_estimates_of_correlated_sources():
 
 
 def test_symbols_far_above_the_limit_of_the_powers():
-    """One wrong number in the codes makes the fields of its snapshot large, and with them the limits small."""
+    """One wrong number in the codes makes the fields of its snapshot large, and the limits small."""
     recording = make(snapshots=3)
     positions, active = unpack(recording.truth, recording)
     recording.codes[0, 0] = 1e12

@@ -25,6 +25,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numba
@@ -42,6 +43,7 @@ from rismusic.estimation.grid import Volume
 from rismusic.estimation.kernel_cache import SETTINGS, call, compiled
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.io import Recording
+from rismusic.operator import Link
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -187,25 +189,28 @@ def _waves(panel, position, slopes, source, waves, ray):
 
 
 @compiled
-def _receive(link, waves, K, rows, coded, fields):
-    """Fields at the receiver: G_l times the rows of all waves, into ``fields`` [t, column, m].
+def _receive(link, subcarrier, waves, K, rows, coded, fields):
+    """A subcarrier's fields at the receiver, G_l times the rows of all waves, into ``fields`` [t, column, m].
 
     Columns are the K fields and behind them the derivatives (source slow).
     """
-    channel_re, channel_im, codes_re, codes_im = link
+    channels_re, channels_im, codes_re, codes_im, ratios, factor_re, factor_im = link
+    channel_re = channels_re[subcarrier if channels_re.shape[0] > 1 else 0]
+    channel_im = channels_im[subcarrier if channels_re.shape[0] > 1 else 0]
     real, imag = waves
     coded_re, coded_im = coded
     out_re, out_im = fields
-    matrices, _, M = out_re.shape
-    N = real.shape[1]
+    _, _, M = out_re.shape
+    N, matrices = real.shape[1], out_re.shape[0] // len(ratios)
     zero = coded_re.dtype.type(0)
     for k in range(K):
-        for t in range(matrices):
+        for t in range(subcarrier * matrices, (subcarrier + 1) * matrices):
+            code = t - subcarrier * matrices if codes_re.shape[0] > 1 else 0
             for row in range(rows):
                 r = rows * k + row
                 if codes_re.shape[0]:
                     for n in range(N):
-                        a, b, c, d = real[r, n], imag[r, n], codes_re[t, n], codes_im[t, n]
+                        a, b, c, d = real[r, n], imag[r, n], codes_re[code, n], codes_im[code, n]
                         coded_re[row, n] = a * c - b * d
                         coded_im[row, n] = a * d + b * c
                 else:
@@ -275,6 +280,15 @@ def _receive(link, waves, K, rows, coded, fields):
                         b0i += gr * xi + gi * xr
                     out_re[t, k, m], out_im[t, k, m] = a0r, a0i
                     out_re[t, k, m + 1], out_im[t, k, m + 1] = b0r, b0i
+            if factor_re.shape[0]:
+                # Weights of the outputs, or pilots of the source.
+                i, j = min(t, factor_re.shape[0] - 1), min(k, factor_re.shape[1] - 1)
+                for row in range(rows):
+                    c = k if row == 0 else K + 3 * k + row - 1
+                    for m in range(M):
+                        a, b = out_re[t, c, m], out_im[t, c, m]
+                        out_re[t, c, m] = a * factor_re[i, j, m] - b * factor_im[i, j, m]
+                        out_im[t, c, m] = a * factor_im[i, j, m] + b * factor_re[i, j, m]
 
 
 @compiled
@@ -305,16 +319,23 @@ def _inner_products(fields, data, C, gram, cross):
             cross_re[i, t], cross_im[i, t] = a, b
 
 
+@compiled
+def _fields(x, K, slopes, system, scratch):
+    """Fields at the receiver of sources at the positions that head ``x``."""
+    (elements, wavenumber, wave, exponent), link, _ = system
+    waves, ray, coded, fields = scratch
+    for subcarrier, ratio in enumerate(link[4]):
+        panel = (elements, wavenumber * ratio, wave, exponent)
+        for k in range(K):
+            _waves(panel, x, slopes, k, waves, ray)
+        _receive(link, subcarrier, waves, K, 4 if slopes else 1, coded, fields)
+
+
 @_inlined
 def _statistics(x, K, slopes, system, scratch, stats):
     """Sufficient statistics at the positions that head ``x``."""
-    panel, link, data = system
-    waves, ray, coded, fields = scratch
-    rows = 4 if slopes else 1
-    for k in range(K):
-        _waves(panel, x, slopes, k, waves, ray)
-    _receive(link, waves, K, rows, coded, fields)
-    _inner_products(fields, data, K * rows, stats[0], stats[1])
+    _fields(x, K, slopes, system, scratch)
+    _inner_products(scratch[3], system[2], K * (4 if slopes else 1), stats[0], stats[1])
 
 
 @compiled
@@ -861,25 +882,40 @@ def _power_noise_limits(K, M, noise, limits, stats, work, symbols, start, lower,
 
 
 @_inlined
-def _prepare(recording, panel_form, s, C):
-    """Panel, link and data of a scene as real arrays, work arrays for C fields, and the energies |y_l|^2."""
-    snapshots, channels, codes, elements, _, unit = recording
+def _prepare(recording, panel_form, s, which, C):
+    """Panel, link and data of a scene as real arrays, work arrays for C fields, and the energies |y_l|^2.
+
+    ``which`` are the places of the problem's sources.
+    """
+    snapshots, channels, codes, elements, _, unit, ratios, factors, matrices = recording
     L, M, N = snapshots.shape[1], snapshots.shape[2], elements.shape[1]
     # Real rows are padded with zeros to whole vectors, outputs to an even number.
     width, outputs = (N + _VECTOR - 1) // _VECTOR * _VECTOR, M + M % 2
-    matrices = codes.shape[1] if codes.shape[0] else 1
     h = min(s, channels.shape[0] - 1)
-    channel_re = np.zeros((outputs if channels.shape[0] else 0, width), unit.dtype)
+    bands = max(channels.shape[1], 1)
+    channel_re = np.zeros((bands, outputs if channels.shape[0] else 0, width), unit.dtype)
     channel_im = np.zeros_like(channel_re)
-    for m in range(M if channels.shape[0] else 0):
-        for n in range(N):
-            channel_re[m, n], channel_im[m, n] = channels[h, m, n].real, channels[h, m, n].imag
+    for f in range(channels.shape[1]):
+        for m in range(M):
+            for n in range(N):
+                channel_re[f, m, n] = channels[h, f, m, n].real
+                channel_im[f, m, n] = channels[h, f, m, n].imag
     h = min(s, codes.shape[0] - 1)
-    codes_re = np.zeros((matrices if codes.shape[0] else 0, width), unit.dtype)
+    codes_re = np.zeros((codes.shape[1], width), unit.dtype)
     codes_im = np.zeros_like(codes_re)
     for t in range(codes_re.shape[0]):
         for n in range(N):
             codes_re[t, n], codes_im[t, n] = codes[h, t, n].real, codes[h, t, n].imag
+    h = min(s, factors.shape[0] - 1)
+    each = min(len(which), factors.shape[2])
+    factor_re = np.zeros((factors.shape[1], each, outputs))
+    factor_im = np.zeros_like(factor_re)
+    for t in range(factors.shape[1]):
+        for k in range(each):
+            own = which[k] if factors.shape[2] > 1 else 0
+            for m in range(M):
+                factor_re[t, k, m] = factors[h, t, own, m].real
+                factor_im[t, k, m] = factors[h, t, own, m].imag
     energy, y_re, y_im = np.zeros(L), np.zeros((L, outputs)), np.zeros((L, outputs))
     for t in range(L):
         for m in range(M):
@@ -892,7 +928,7 @@ def _prepare(recording, panel_form, s, C):
             places[i, n] = elements[h, n, i]
     system = (
         (places, panel_form[0], panel_form[1], panel_form[2]),
-        (channel_re, channel_im, codes_re, codes_im),
+        (channel_re, channel_im, codes_re, codes_im, ratios, factor_re, factor_im),
         (y_re, y_im),
     )
     scratch = (
@@ -939,19 +975,18 @@ def _workspace(K, C, matrices, energy):
 
 def _fit(first, last, mode, recording, panel_form, problems, box, rules, options, initial, out):
     """Fit the problems ``first`` to ``last`` - 1; see :func:`fit`."""
-    snapshots, _, codes, _, noise_variance, _ = recording
+    snapshots, noise_variance, matrices = recording[0], recording[4], recording[8]
     scenes, positions, active = problems
     limits = rules[1]
     steps, tolerance, power_steps, power_tolerance = options
     start_power, start_noise = initial
     out_positions, out_power, out_noise, out_value, out_converged = out
     M = snapshots.shape[2]
-    matrices = codes.shape[1] if codes.shape[0] else 1
     for p in range(first, last):
         s, which = scenes[p], _present(active[p])
         K = len(which)
         C = K if mode == POWERS else 4 * K
-        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        system, scratch, energy = _prepare(recording, panel_form, s, which, C)
         stats, work, symbols = _workspace(K, C, matrices, energy)
         coordinates = 3 * K
         x, lower, upper = np.empty(4 * K + 1), np.empty(4 * K + 1), np.empty(4 * K + 1)
@@ -1017,18 +1052,17 @@ def _summarise(first, last, recording, panel_form, problems, rules, levels, out)
 
     See :func:`least_squares` and :func:`information`.
     """
-    snapshots, _, codes, _, _, _ = recording
+    snapshots, matrices = recording[0], recording[8]
     scenes, positions, active = problems
     power, noise = levels
     out_symbols, out_cost, out_information = out
     L, M = snapshots.shape[1], snapshots.shape[2]
-    matrices = codes.shape[1] if codes.shape[0] else 1
     slopes = len(noise) > 0
     for p in range(first, last):
         s, which = scenes[p], _present(active[p])
         K, width = len(which), active.shape[1]
         C = 4 * K if slopes else K
-        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        system, scratch, energy = _prepare(recording, panel_form, s, which, C)
         stats, work, symbols = _workspace(K, C, matrices, energy)
         x = np.empty(3 * K)
         for k in range(K):
@@ -1058,17 +1092,16 @@ def _summarise(first, last, recording, panel_form, problems, rules, levels, out)
 
 def _disperse(first, last, recording, panel_form, problems, rules, spreads, out):
     """Motion and spread of the sources of the problems ``first`` to ``last`` - 1; see :func:`dispersion`."""
-    snapshots, _, codes, _, _, _ = recording
+    snapshots, matrices = recording[0], recording[8]
     scenes, positions, active, power = problems
     steps, directions = spreads
     out_gain, out_rest, out_path, out_spread, out_size = out
     L, M = snapshots.shape[1], snapshots.shape[2]
-    matrices = codes.shape[1] if codes.shape[0] else 1
     for p in range(first, last):
         s, which = scenes[p], _present(active[p])
         K = len(which)
         C = 4 * K
-        system, scratch, energy = _prepare(recording, panel_form, s, C)
+        system, scratch, energy = _prepare(recording, panel_form, s, which, C)
         stats, work, symbols = _workspace(K, C, matrices, energy)
         (gram_re, gram_im), (cross_re, cross_im), _ = stats
         (E_re, E_im), scale, (Z_re, Z_im) = work[0], work[1], work[2]
@@ -1210,25 +1243,19 @@ def _gains(first, last, recording, panel_form, problems, fields, rules, out):
     matrices, C = fields.shape[1], fields.shape[4]
     known = noise_variance.shape[0] > 0
     for p in range(first, last):
-        s, K = scenes[p], 0
-        for k in range(active.shape[1]):
-            K += active[p, k]
+        s, which = scenes[p], _present(active[p])
+        K = len(which)
         x, power = np.empty(3 * K), np.ones(K)
-        K = 0
-        for k in range(active.shape[1]):
-            if active[p, k]:
-                for i in range(3):
-                    x[3 * K + i] = positions[p, k, i]
-                if known:
-                    power[K] = powers[p, k]
-                K += 1
+        for k in range(K):
+            for i in range(3):
+                x[3 * k + i] = positions[p, which[k], i]
+            if known:
+                power[k] = powers[p, which[k]]
         noise = noise_variance[p] if known else 0.0
-        system, scratch, _ = _prepare(recording, panel_form, s, K)
+        system, scratch, _ = _prepare(recording, panel_form, s, which, K)
         f_re, f_im = scratch[3]
         y_re, y_im = system[2]
-        for k in range(K):
-            _waves(system[0], x, False, k, scratch[0], scratch[1])
-        _receive(system[1], scratch[0], K, 1, scratch[2], scratch[3])
+        _fields(x, K, False, system, scratch)
         E_re, E_im, scale = np.empty((K, K)), np.empty((K, K)), np.empty(K)
         q_re, q_im = np.empty((K, C)), np.empty((K, C))
         u_re, u_im = np.empty(K), np.empty(K)
@@ -1346,16 +1373,13 @@ def _gains(first, last, recording, panel_form, problems, fields, rules, out):
 
 
 def applies(recording: Recording) -> bool:
-    """Whether the compiled fits cover a recording: one carrier, unknown symbols, no weights, on the CPU."""
+    """Whether the compiled fits cover a recording: all but long snapshots without a channel, on the CPU."""
     link = recording.link
     parts = (recording.snapshots, recording.channel, recording.codes, recording.elements)
     return (
         all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
-        and recording.frequencies is None
-        and recording.sample_weights is None
-        and link.pilots is None
-        and link.weights is None
         and not (link.coherent and link.channel is None)
+        and link.matrices in (1, recording.snapshots.shape[1])
     )
 
 
@@ -1566,29 +1590,52 @@ def gains(
         *(scenes.numpy(), _numbers(positions, 3, torch.float64), _numbers(active, 2, torch.bool)),
         *(_numbers(power, 2, torch.float64), _numbers(noise, 1, torch.float64)),
     )
-    rules = (search._FLOOR, search._COINCIDENT**2 if power_noise is None else 0.0, search._STEPS)
+    rules = (search._FLOOR, likelihood.COINCIDENT if power_noise is None else 0.0, search._STEPS)
     out = np.empty((len(active), fields.shape[-1]))
     arguments = (data, form, problems, fields.numpy(), rules, out)
     call(_gains, len(active), arguments)
     return torch.from_numpy(out)
 
 
-def _recorded(recording: Recording) -> tuple[tuple[npt.NDArray[Any], ...], tuple[float, int, float]]:
-    """A recording as arrays (the last one tells the precision of fields), and the form of the wave."""
-    link, y = recording.link, recording.snapshots
-    channel, codes = link.channel, link.codes
+def _recorded(recording: Recording) -> tuple[tuple[Any, ...], tuple[float, int, float]]:
+    """A recording as arrays, the number of its operators G_l, and the form of the wave.
+
+    The array without data tells the precision of fields. The factors behind the ratios of the frequencies are
+    weights [..., t, 1, m] or pilots [..., 1, k, m] of the outputs.
+    """
+    link, y, panel = recording.link, recording.snapshots, recording.panel
+    channel, codes, factors = link.channel, link.codes, None
     if link.coherent:
-        channel, codes = link.dense().squeeze(-3), None
+        channel, codes = _long_channel(link), None
+        if link.pilots is not None:
+            antennas = y.shape[-1] // link.pilots.shape[-2]
+            factors = link.pilots.mT.repeat_interleave(antennas, dim=-1).unsqueeze(-3)
+    elif link.weights is not None:
+        factors = link.weights.unsqueeze(-2)
+    if channel is not None and channel.ndim > 1 and (link.subcarriers == 1 and not link.coherent):
+        channel = channel.unsqueeze(-3)
+    ratios = panel.relative_frequencies(recording.elements.double())[:, 0].numpy()
     data = (
         _numbers(y, 3, y.dtype),
-        _numbers(channel, 3, y.dtype),
+        _numbers(channel, 4, y.dtype),
         _numbers(codes, 3, y.dtype),
         _numbers(recording.elements, 3, torch.float64),
         _numbers(recording.noise_variance, 1, torch.float64),
         np.zeros(1, np.float32 if y.dtype == torch.complex64 else np.float64),
+        ratios if panel.subcarriers > 1 else np.ones(1),
+        _numbers(factors, 4, torch.complex128),
+        link.matrices,
     )
-    panel = recording.panel
     return data, (float(panel.wavenumber), WAVES.index(panel.wave), float(panel.pattern_exponent))
+
+
+def _long_channel(link: Link) -> Tensor:
+    """The G_l of all snapshots of a coherent link below one another, [..., F, L M, N]."""
+    F = link.subcarriers
+    each = replace(link, coherent=False, pilots=None).dense().unflatten(-3, (F, -1))
+    if link.pilots is not None:
+        each = each.expand(*each.shape[:-3], link.pilots.shape[-2], -1, -1)
+    return each.flatten(-3, -2)
 
 
 def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray[Any]:

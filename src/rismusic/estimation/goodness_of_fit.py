@@ -46,7 +46,7 @@ from rismusic.array import steering_with_log_derivatives
 from rismusic.batch import Batch
 from rismusic.devices import block_size
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.likelihood import scene_blocks, sufficient_statistics, symbols
+from rismusic.estimation.likelihood import orthonormal, scene_blocks, sufficient_statistics, symbols
 from rismusic.estimation.maximum_likelihood import compiled_fits, unpack
 from rismusic.io import Recording
 from rismusic.operator import Link
@@ -65,7 +65,6 @@ _CHANNEL_ROUNDING = 1e-6  # smaller eigenvalues of H H^H, relative to the larges
 # The residual of one antenna or snapshot stands out below the first p-value if above the second for the next
 # one. It takes this many to compare with.
 _OUTLIER, _HOMOGENEOUS, _FEWEST_ROWS = 1e-4, 1e-2, 4
-_ROUNDING = 1e-10  # smaller squared norms, of columns of unit norm, are rounding errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,15 +130,6 @@ def outside(
 ) -> Complex[Tensor, "*S M J"]:
     """What an orthonormal basis leaves of some columns."""
     return columns - basis @ (basis.mH @ columns)
-
-
-def orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal basis of the columns; dependent columns are zero."""
-    norm = columns.norm(dim=-2, keepdim=True)
-    unit = columns / torch.where(norm > 0, norm, 1)
-    values, vectors = torch.linalg.eigh(unit.mH @ unit)
-    scale = torch.where(values > _ROUNDING, values, torch.inf).rsqrt()
-    return unit @ (vectors * scale[..., None, :])
 
 
 @dataclass(frozen=True, eq=False)

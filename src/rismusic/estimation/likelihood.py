@@ -38,6 +38,7 @@ from rismusic.operator import Link
 _RIDGE = 1e-13  # ridge relative to a unit diagonal: two columns closer than this (squared) count as one
 # Smallest cost. It has a logarithm, and the square of its inverse is finite, also for snapshots of zeros.
 _SMALLEST_COST = 1e-140
+COINCIDENT = 1e-10  # what columns of unit norm leave of each other, squared, below which they count as one
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,15 @@ def as_one_matrix(link: Link) -> Link:
     if link.channel is None or link.codes is None or link.coherent or link.subcarriers > 1:
         return link
     return Link(link.dense().flatten(-3, -2))
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal basis of the columns; dependent columns are zero."""
+    norm = columns.norm(dim=-2, keepdim=True)
+    unit = columns / torch.where(norm > 0, norm, 1)
+    values, vectors = torch.linalg.eigh(unit.mH @ unit)
+    scale = torch.where(values > COINCIDENT, values, torch.inf).rsqrt()
+    return unit @ (vectors * scale[..., None, :])
 
 
 def scene_blocks(recording: Recording, columns: int) -> list[slice]:

@@ -189,7 +189,7 @@ class _Factor:
         P = s.mT @ s.conj() / s.shape[1]
         power = start[:, :K].exp()
         own = P.diagonal(dim1=-2, dim2=-1).real
-        # Fully correlated symbols, also those far above the limit of the powers, have to get a Cholesky factor.
+        # Fully correlated symbols have to get a Cholesky factor, also far above the limit of the powers.
         P = P + torch.diag_embed((power - own).clamp_min(0) + 1e-3 * torch.maximum(power, own))
         largest = torch.where(at.active[:, i] & at.active[:, j], (upper[:, i] / 2).exp(), 0)
         most = torch.cat((largest, largest), dim=1)

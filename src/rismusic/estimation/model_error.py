@@ -52,7 +52,8 @@ from rismusic.batch import Batch
 from rismusic.covariance import squared_modulus
 from rismusic.devices import blocks
 from rismusic.estimation.calibration import covariance_through_panel, whiten
-from rismusic.estimation.goodness_of_fit import orthonormal, outside
+from rismusic.estimation.goodness_of_fit import outside
+from rismusic.estimation.likelihood import orthonormal
 from rismusic.estimation.maximum_likelihood import kernel_for, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources

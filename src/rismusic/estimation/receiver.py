@@ -33,7 +33,8 @@ from rismusic.array import steering
 from rismusic.batch import Batch
 from rismusic.covariance import squared_modulus
 from rismusic.devices import blocks
-from rismusic.estimation.goodness_of_fit import orthonormal, outside
+from rismusic.estimation.goodness_of_fit import outside
+from rismusic.estimation.likelihood import orthonormal
 from rismusic.estimation.maximum_likelihood import unpack
 from rismusic.estimation.model_error import residual_dimensions
 from rismusic.io import Recording

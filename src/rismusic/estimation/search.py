@@ -46,6 +46,7 @@ from rismusic.array import steering
 from rismusic.batch import Batch
 from rismusic.devices import block_size, blocks, memory_budget
 from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.likelihood import orthonormal
 from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
 from rismusic.io import Recording
@@ -56,8 +57,6 @@ from rismusic.operator import Link
 _FLOOR = 1e-3
 # The same where the energy is an approximation, whose errors would otherwise look like sources.
 _ROUGH_FLOOR = 0.2
-# A field that differs by less than this share of its norm from the span of others is in it.
-_COINCIDENT = 1e-5
 # Number of leading points whose gain is computed exactly: with the steering vectors of all points, and with
 # their approximation by subarrays.
 _CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
@@ -281,7 +280,7 @@ def project_out(
     active: Bool[Tensor, "S K"],
     power_noise: tuple[Float[Tensor, "S K"], Float[Tensor, "S"]] | None = None,
 ) -> Residual:
-    """Project sources out of the data; entries without one come last.
+    """Project sources out of the data.
 
     With powers and noise variance it is by the unconditional criterion.
     """
@@ -291,9 +290,7 @@ def project_out(
     fields = recording.link.matmul(A)
     if power_noise is None:
         noise = None
-        Q, R = torch.linalg.qr(fields)
-        # Columns in the span of others, and those without a source, are rounding errors.
-        Q = Q * (R.diagonal(dim1=-2, dim2=-1).abs() > _COINCIDENT * fields.norm(dim=-2))[..., None, :]
+        Q = orthonormal(fields.to(torch.complex128)).to(data.dtype)
     else:
         power, noise = power_noise
         scaled = fields.to(torch.complex128) * torch.where(active, power, 0).sqrt()[:, None, None]
@@ -315,7 +312,8 @@ class GridSearch:
         self._subarrays = subarrays_of(dictionary.grid)
         dominance = 0.0 if self._subarrays is None else _DOMINANCE
         self._strongest = Strongest.of(link, dictionary.grid.panel.size, dominance)
-        covered = self._subarrays is None and kernel_for(recording) is not None
+        plain = link.subcarriers == 1 and recording.sample_weights is None and recording.pilots is None
+        covered = plain and self._subarrays is None and kernel_for(recording) is not None
         self._compiled = compiled_search(dictionary.grid) if covered else None
         self._energies: dict[int, Tensor] | None = None
         if 4 * scenes * link.matrices * len(dictionary) <= memory_budget(recording.snapshots.device):
