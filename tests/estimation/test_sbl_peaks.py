@@ -12,6 +12,8 @@ from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.estimation.maximum_likelihood import pack
 from rismusic.estimation.sbl import sbl_peaks, shares_outer
 from rismusic.estimation.search import Dictionary, GridSearch
+from rismusic.hybrid import locate
+from rismusic.metrics import match
 
 
 @pytest.mark.parametrize("system", dense.SYSTEMS)
@@ -92,3 +94,10 @@ def test_maps_of_blocks_of_scenes_are_those_of_all(monkeypatch, memory_budget):
             torch.testing.assert_close(
                 sbl_peaks(search, recording.noise_variance, 2), whole, rtol=0, atol=1e-3
             )
+
+
+def test_subsets_of_the_peaks_of_many_sources():
+    """There are 220 of nine of twelve peaks; torch.combinations first makes a table of 12^9 index tuples."""
+    recording = dense.small(dense.SYSTEMS["direct"], 1, snr_db=20.0, sources=9)
+    found = locate(recording, n_sources=9, method="sbl", sources_max=9)
+    assert match(recording.truth, found.sources).hit.sum() >= 7

@@ -14,7 +14,7 @@ from rismusic.array import Panel, steering
 from rismusic.devices import VARIABLE
 from rismusic.estimation import search, subarrays
 from rismusic.estimation.grid import SearchGrid, Volume
-from rismusic.estimation.maximum_likelihood import fit_power_noise, unpack
+from rismusic.estimation.maximum_likelihood import fit_power_noise, unpack, without_compiled_fits
 from rismusic.estimation.search import Dictionary, GridSearch, project_out, received_fields
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
 from rismusic.hybrid import locate
@@ -88,15 +88,17 @@ class Exact(Subarrays):
 
     def __init__(self, grid: SearchGrid) -> None:
         object.__setattr__(self, "A", grid.steering()[:, grid.inside])
+        object.__setattr__(self, "norm", torch.ones(self.size))
 
     @property
     def size(self) -> int:
         return self.A.shape[1]
 
-    def squares(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def sums(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self.size, 1000):
             block = slice(start, start + 1000)
-            yield block, (rows @ self.A[:, block]).abs().square()
+            products = (rows @ self.A[:, block]).mT
+            yield block, torch.cat((products.real, products.imag), dim=1)
 
 
 def searches(recording: Recording) -> tuple[GridSearch, GridSearch]:
@@ -150,6 +152,28 @@ def test_scores_are_those_of_the_dictionary(
     ratio = (nearly / exact)[leading]
     assert ratio.min() > 0.85
     assert ratio.max() < 1.01
+
+
+@pytest.mark.parametrize("budget", [None, "0.5"], ids=["at once", "in parts"])
+@pytest.mark.parametrize("known", [False, True], ids=["conditional", "unconditional"])
+def test_compiled_scores_are_those_of_the_torch_form(
+    known: bool, budget: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through a channel with strong directions, beside a source."""
+    pytest.importorskip("rismusic.estimation.search_kernel", exc_type=ImportError)
+    if budget is not None:
+        monkeypatch.setenv(VARIABLE, budget)
+    recording = simulate(scenes=3, sources=2, snr_db=20.0, seed=3, channel={"rician_factor_db": 10.0})
+    grid = grid_of(recording.panel)
+    with patch.object(search, "subarrays_of", Exact):
+        large = GridSearch(Dictionary.of(grid), recording)
+    assert large._strongest.count > 0
+    positions, active = (part[:, :1] for part in unpack(recording.truth, recording))
+    power_noise = fit_power_noise(recording, positions, active) if known else None
+    rest = project_out(recording, positions, active, power_noise)
+    compiled = scores(large, rest)
+    with without_compiled_fits():
+        torch.testing.assert_close(compiled, scores(large, rest), rtol=1e-4, atol=1e-3)
 
 
 def test_energy_outside_the_span_of_a_source() -> None:

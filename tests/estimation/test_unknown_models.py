@@ -15,7 +15,12 @@ from rismusic.array import Panel, steering
 from rismusic.cli.locate import results_table
 from rismusic.crb import conditional_crb, recording_crb
 from rismusic.errors import InputError
-from rismusic.estimation.signal_model import evidence_of_symbols, evidence_of_waves, for_geometry
+from rismusic.estimation.signal_model import (
+    evidence_of_symbols,
+    evidence_of_waves,
+    for_geometry,
+    with_output_noise,
+)
 from rismusic.hybrid import locate
 from rismusic.io import Recording
 from rismusic.metrics import match, score
@@ -171,6 +176,19 @@ def test_noise_of_unequal_outputs(kind):
     assert estimated.misses == 0
     assert estimated.azimuth_over_bound < 1.8
     assert white.misses > 0 or white.azimuth_over_bound > 1.5 * estimated.azimuth_over_bound
+
+
+def test_noise_of_outputs_most_of_which_are_dead():
+    """Whitening multiplies a dead output by no more than ten times the factor of the others."""
+    made = simulate(scenes=2, sources=1, snr_db=10.0, panel=SMALL, channel={"antennas": 6})
+    made.snapshots[..., 1:] = 0
+    made.snapshots[1] = 0
+    nowhere = torch.empty(2, 0, dtype=torch.float64)
+    nobody = Sources(azimuth=nowhere, elevation=nowhere, range=nowhere)
+    noise = with_output_noise(made, nobody).noise_covariance.diagonal(dim1=-2, dim2=-1).real
+    torch.testing.assert_close(noise[0, 1:], noise[0, :1].expand(5) / 100)
+    assert (noise[1] == noise[1, 0]).all()
+    assert locate(made, noise="per_output", method="omp").n_sources[1] == 0
 
 
 def test_known_symbols_need_pilots():

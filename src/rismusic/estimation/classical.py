@@ -19,6 +19,7 @@ With an unknown number of sources, fits with 0, 1, 2, ... sources are compared b
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -414,7 +415,10 @@ class Starts:
         """
         recording = self.search.recording
         candidates = self.peaks[scenes, : K + _MORE_PEAKS]
-        subsets = torch.combinations(torch.arange(candidates.shape[1], device=scenes.device), K)
+        # torch.combinations makes a table of all index tuples, 12^9 for nine sources.
+        subsets = torch.tensor(
+            list(itertools.combinations(range(candidates.shape[1]), K)), device=scenes.device
+        )
         trials = candidates[:, subsets].flatten(0, 1)  # [B, K, 3]
         many = scenes.repeat_interleave(len(subsets))
         there = torch.ones(trials.shape[:2], dtype=torch.bool, device=scenes.device)

@@ -629,14 +629,21 @@ def _diffuse_sentence(diffuse: float, count: int) -> Reason:
 
 
 def wide_settings(recording: Recording, spec: LocateSpec) -> LocateSpec:
-    """The settings with all directions that the array can tell apart: a half-space if it is planar."""
+    """The settings with all directions that the array can tell apart: a half-space if it is planar.
+
+    Waves of the Fresnel and paraxial approximations come from beyond half the aperture.
+    """
     wide = spec.replace(
         azimuth_max_deg=max(_WIDE_DEG, spec.azimuth_max_deg) if recording.panel.is_planar else 180.0,
         elevation_max_deg=max(_WIDE_DEG, spec.elevation_max_deg),
     )
     if "range" not in spec.unknowns:  # it is held
         return wide
-    return wide.replace(range_min_m=min(spec.range_min_m, recording.wavelength / 2), range_max_m=math.inf)
+    panel = recording.panel
+    nearest = panel.wavelength / 2
+    if panel.wave in ("fresnel", "paraxial"):
+        nearest = max(nearest, panel.aperture / 2)
+    return wide.replace(range_min_m=min(spec.range_min_m, nearest), range_max_m=math.inf)
 
 
 def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) -> Float[Tensor, "S"]:

@@ -329,7 +329,7 @@ class SearchGrid:
     def steering(self, dtype: torch.dtype = torch.complex64) -> Complex[Tensor, "N P"]:
         """Steering matrix A of all points, [N, P]; cached (N P numbers of ``dtype``)."""
         if dtype not in self._steering:
-            self._steering[dtype] = self._at(slice(None), dtype)
+            self._steering[dtype] = self.at(slice(None), dtype)
         return self._steering[dtype]
 
     def real_steering(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*F rows P"]:
@@ -338,15 +338,14 @@ class SearchGrid:
         Real matrix products are the faster ones, and leave squared moduli without a complex detour.
         """
         if dtype not in self._steering:
-            self._steering[dtype] = self.real_columns(self._at(slice(None), dtype.to_complex()))
+            self._steering[dtype] = self.real_columns(self.at(slice(None), dtype.to_complex()))
         return self._steering[dtype]
 
     @cached_property
     def inside_steering(self) -> Float[Tensor, "*F rows _"]:
         """:meth:`real_steering` of the points inside the volume, in float32."""
-        step = block_size(self.bytes_per_point, self.inside.device)
-        parts = [self.real_columns(A)[..., self.inside[block]] for block, A in self.blocks(step)]
-        return torch.cat(parts, dim=-1)
+        some = self.inside.nonzero()[:, 0].split(block_size(self.bytes_per_point, self.inside.device))
+        return torch.cat([self.real_columns(self.at(points, torch.complex64)) for points in some], dim=-1)
 
     def real_columns(self, A: Complex[Tensor, "N B"]) -> Float[Tensor, "*F rows B"]:
         """Real part of A above its imaginary part, [2 N, B]; one matrix per subcarrier, [F, 2 N, B]."""
@@ -362,14 +361,15 @@ class SearchGrid:
         """Blocks of at most ``points`` columns of A, with their slices."""
         for start in torch.arange(0, len(self), points).tolist():
             block = slice(start, min(start + points, len(self)))
-            yield block, self._at(block, dtype)
+            yield block, self.at(block, dtype)
 
     def to(self, device: torch.device | str) -> SearchGrid:
         """The same grid on another device."""
         axes = (self.u_x.to(device), self.u_y.to(device), self.q.to(device))
         return SearchGrid(self.panel.to(device), self.volume, *axes, self.step, self.oversampling)
 
-    def _at(self, points: slice, dtype: torch.dtype) -> Tensor:
+    def at(self, points: slice | Int64[Tensor, "B"], dtype: torch.dtype) -> Complex[Tensor, "N B"]:
+        """Columns of A for some points; they are not kept."""
         real = dtype.to_real()
         positions = (self.azimuth, self.elevation, self.range)
         return steering(self.panel, *(value[points].to(real) for value in positions)).contiguous()

@@ -62,6 +62,7 @@ _ROUGH_FLOOR = 0.2
 _CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
 # Powers of a new source that are compared, relative to the largest one that the data allow.
 _POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
+_REMADE = 16  # blocks of steering vectors that are made again in each search are smaller by this factor
 _STEPS = 3  # iterations for the best power of a new source
 
 # Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large
@@ -94,17 +95,15 @@ class Dictionary:
     def columns(self) -> Iterator[tuple[slice, Float[Tensor, "*F _ B"]]]:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B] or [F, 2N, B]."""
         each, device = self.grid.bytes_per_point, self.points.device
-        if each * len(self.grid) <= memory_budget(device):
-            for block in blocks(len(self), each, device):
-                yield block, self.grid.inside_steering[..., block]
-            return
-        done = 0
-        for block, A in self.grid.blocks(block_size(each, device)):
-            inside = self.grid.inside[block]
-            count = int(inside.sum())
-            if count:
-                yield slice(done, done + count), self.grid.real_columns(A)[..., inside]
-            done += count
+        kept = each * len(self) <= memory_budget(device)
+        # Temporary arrays of tens of mebibytes would be asked of the system again for each block.
+        for block in blocks(len(self), each if kept else _REMADE * each, device):
+            yield (
+                block,
+                self.grid.inside_steering[..., block]
+                if kept
+                else self.grid.real_columns(self.grid.at(self.points[block], torch.complex64)),
+            )
 
     def fields(self, link: Link, columns: Float[Tensor, "*F _ B"]) -> Float[Tensor, "_ _ M2 B"]:
         r"""The dictionary :math:`G_l a_p` itself, rows Re and Im of each output in turn, [S, L, 2M, B].
@@ -451,6 +450,8 @@ class GridSearch:
         most = block_size(8 * subarrays.size * (1 + strong), scenes.device)
         L = 1 if self.link.coherent else rest.data.shape[1]
         step = max(1, most // L)
+        on_cpu = scenes.device.type == "cpu" and compiled_fits() is not None
+        kernel = import_module("rismusic.estimation.search_kernel") if on_cpu else None
         for start in range(0, len(scenes), step):
             part = slice(start, start + step)
             link, here = self.link[scenes[part]], rest[part]
@@ -469,9 +470,15 @@ class GridSearch:
             )
             for now in (slice(first, first + most) for first in range(0, L, most)):
                 data, along = rows[:, now], directions[:, now]
-                for points, squares in subarrays.squares(
-                    torch.cat((data.flatten(0, 1), along.flatten(0, 2)))
-                ):
+                both = torch.cat((data.flatten(0, 1), along.flatten(0, 2)))
+                if kernel is not None:
+                    weights = level[:, now], other[:, now], share[:, now]
+                    for points, sums in subarrays.sums(both):
+                        kernel.add_worth_at(
+                            worth[..., points], sums, subarrays.norm[points], weights, powers, noise
+                        )
+                    continue
+                for points, squares in subarrays.squares(both):
                     pull, energies = squares.split((len(data) * data.shape[1], along[..., 0].numel()))
                     pull, energies = pull.unflatten(0, data.shape[:2]), energies.unflatten(0, along.shape[:3])
                     energy = level[:, now] + energies.sum(2)

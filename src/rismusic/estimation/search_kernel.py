@@ -43,7 +43,7 @@ class ClassProducts:
         most = int((values > 0.5).sum(-1).max())
         basis = (vectors * (values > 0.5)[:, None])[..., -most:]  # [G, N, N / G], padded with zeros
         self._basis = ConstantMatrices(basis.movedim(0, 1).flatten(1).float()[None])  # [1, N, G N / G]
-        columns = basis.mT.to(torch.complex128) @ grid.steering(torch.complex128)[:, symmetry.points[0]]
+        columns = basis.mT.to(torch.complex128) @ grid.at(symmetry.points[0], torch.complex128)
         columns = torch.cat((columns.real, columns.imag), dim=1).float()
         self._columns = ConstantMatrices(columns)  # [G, 2 N / G, O]
         self.inside = symmetry.back[grid.inside]  # of each point inside the volume, one image
@@ -115,6 +115,32 @@ def worth_beside(
     out = torch.empty(S, B)
     _fill(pull.contiguous(), left, energy, torch.zeros(S) if noise is None else noise.float(), out)
     return out
+
+
+def add_worth_at(
+    worth: Float[Tensor, "S P B"],
+    sums: Float[Tensor, "B R2"],
+    norm: Float[Tensor, "B"],
+    weights: tuple[Float[Tensor, "_ L 1"], Float[Tensor, "_ L 1"], Float[Tensor, "_ L J"]],
+    powers: Float[Tensor, "S P 1 1"] | None,
+    noise: Float[Tensor, "S 1 1"] | None,
+) -> None:
+    """Add :func:`rismusic.estimation.search._worth_at` of a block of points to ``worth``.
+
+    ``sums`` are products with the rows of the data and of the strongest directions
+    (:meth:`rismusic.estimation.subarrays.Subarrays.sums`), ``norm`` the norms of the waves, and ``weights``
+    level, other and share of :meth:`rismusic.estimation.search.GridSearch`.
+    """
+    S = len(worth)
+    level, other, share = (value.float().expand(S, -1, -1).contiguous().numpy() for value in weights)
+    nothing = torch.empty(S, 0)
+    arguments = (
+        *(worth.numpy(), sums.numpy(), norm.numpy(), level[..., 0], other[..., 0], share),
+        (nothing if powers is None else powers.float().reshape(S, -1)).contiguous().numpy(),
+        (torch.ones(S) if noise is None else noise.reshape(S)).contiguous().numpy(),
+        search._ROUGH_FLOOR,
+    )
+    call(_add_worth_at, -(-len(sums) // _CHUNK), arguments)
 
 
 def squared(products: Float[Tensor, "S R 2 B"]) -> Float[Tensor, "S R B"]:
@@ -190,6 +216,56 @@ def _add_squares(first, last, products, each, sign, out):
                     c, d = re[2, o] - re[3, o], im[2, o] - im[3, o]
                     row[1, o] += weight * ((a + c) ** 2 + (b + d) ** 2)
                     row[3, o] += weight * ((a - c) ** 2 + (b - d) ** 2)
+
+
+def _add_worth_at(first, last, worth, sums, norms, levels, others, shares, powers, noises, floor):
+    """See :func:`add_worth_at`, for chunks of points."""
+    S, L, J = shares.shape
+    B, R, P = len(sums), sums.shape[1] // 2, powers.shape[1]
+    zero, one, least = np.float32(0.0), np.float32(1.0), np.float32(floor)
+    squares = np.empty((R, _CHUNK), np.float32)
+    left, energy = np.empty(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
+    total, product = np.empty((max(P, 1), _CHUNK), np.float32), np.empty((max(P, 1), _CHUNK))
+    for chunk in range(first, last):
+        start = chunk * _CHUNK
+        count = min(_CHUNK, B - start)
+        for c in range(count):
+            scale = one / (norms[start + c] * norms[start + c])
+            for r in range(R):
+                re, im = sums[start + c, r], sums[start + c, R + r]
+                squares[r, c] = (re * re + im * im) * scale
+        for s in range(S):
+            scale, of = one / noises[s], s if R == S * L * (1 + J) else 0  # or all share directions
+            for p in range(max(P, 1)):
+                for c in range(count):
+                    total[p, c], product[p, c] = zero, 1.0
+            for t in range(L):
+                row = s * L + t
+                for c in range(count):
+                    energy[c], left[c] = levels[s, t], levels[s, t] * others[s, t]
+                for j in range(J):
+                    share, along = shares[s, t, j], squares[S * L + (of * L + t) * J + j]
+                    for c in range(count):
+                        energy[c] += along[c]
+                        left[c] += share * along[c]
+                for c in range(count):
+                    left[c] = max(left[c], least * energy[c])
+                if P == 0:
+                    for c in range(count):
+                        total[0, c] += squares[row, c] / left[c]
+                for p in range(P):
+                    power = powers[s, p]
+                    for c in range(count):
+                        gain = one + power * left[c]
+                        total[p, c] += power * scale * squares[row, c] / gain
+                        product[p, c] *= gain
+                    if t % _LOGARITHMS == _LOGARITHMS - 1 or t == L - 1:
+                        for c in range(count):
+                            total[p, c] -= np.float32(math.log(product[p, c]))
+                            product[p, c] = 1.0
+            for p in range(max(P, 1)):
+                for c in range(count):
+                    worth[s, p, start + c] += total[p, c]
 
 
 def _worth(first, last, pulls, lefts, energies, noises, out, rules):

@@ -88,7 +88,7 @@ def with_output_noise(recording: Recording, sources: Sources) -> Recording:
     r"""The recording with a noise variance for each receiver output, from the residual of a fit.
 
     .. math:: \hat\sigma_m^2 = \frac{1}{L - K} \sum_l |y_{lm} - [G_l A \hat s_l]_m|^2, limited to at least
-    1/100 of their median.
+    1/100 of the median of those that are not 0.
     """
     made = replace(recording, noise_covariance=None).stacked()
     positions, active = unpack(sources, made)
@@ -104,8 +104,9 @@ def with_output_noise(recording: Recording, sources: Sources) -> Recording:
         rest = link.separate(rest)[0]
     freedom = (rest.shape[1] - active.sum(-1)).clamp_min(1) if not link.coherent else rest.shape[1]
     power = torch.view_as_real(rest).square().sum(-1).sum(1) / torch.as_tensor(freedom).reshape(-1, 1)
-    power = torch.maximum(power, _LEAST_NOISE * power.median(dim=1, keepdim=True).values)
-    covariance = torch.diag_embed(power.clamp_min(torch.finfo(power.dtype).tiny)).to(torch.complex128)
+    median = power.masked_fill(power == 0, torch.nan).nanmedian(dim=1, keepdim=True).values
+    power = torch.maximum(power, _LEAST_NOISE * torch.where(median.isnan(), 1.0, median))
+    covariance = torch.diag_embed(power).to(torch.complex128)
     return replace(recording, noise_variance=None, noise_covariance=covariance)
 
 

@@ -108,17 +108,21 @@ class Subarrays:
         """Number of points of all children."""
         return sum(len(child.norm) for child in self.children)
 
-    def squares(self, rows: Complex[Tensor, "R N"]) -> Iterator[tuple[slice, Float[Tensor, "R B"]]]:
-        """Blocks of points, and the squared moduli of the products of rows with unit steering vectors."""
+    def sums(self, rows: Complex[Tensor, "R N"]) -> Iterator[tuple[slice, Float[Tensor, "B R2"]]]:
+        """Blocks of points, and the products of rows with their waves: real, then imaginary parts."""
         products = self._of_children(rows)
         for block in self._blocks(len(rows)):
-            real, imaginary = (self._sums(products, block) / self.norm[block, None]).chunk(2, dim=1)
+            yield block, self._sums(products, block)
+
+    def squares(self, rows: Complex[Tensor, "R N"]) -> Iterator[tuple[slice, Float[Tensor, "R B"]]]:
+        """Blocks of points, and the squared moduli of the products of rows with unit steering vectors."""
+        for block, sums in self.sums(rows):
+            real, imaginary = (sums / self.norm[block, None]).chunk(2, dim=1)
             yield block, (real.square() + imaginary.square()).T
 
     def products(self, rows: Complex[Tensor, "R N"]) -> Float[Tensor, "P R2"]:
         """Products of rows with the waves of all points: R real parts, then the imaginary parts."""
-        products = self._of_children(rows)
-        return torch.cat([self._sums(products, block) for block in self._blocks(len(rows))])
+        return torch.cat([sums for _, sums in self.sums(rows)])
 
     def _of_children(self, rows: Tensor) -> Float[Tensor, "size R2"]:
         # Processors take a hundred times longer for numbers below the normal ones, such as those of an

@@ -386,9 +386,10 @@ def _grid(recording: Recording, volume: Volume) -> SearchGrid:
     oversampling = _OVERSAMPLING
     while True:
         grid = SearchGrid.cover(recording.panel, volume, oversampling)
-        if len(grid) * recording.panel.size <= _NUMBERS or oversampling < 1:
+        excess = len(grid) * recording.panel.size / _NUMBERS
+        if excess <= 1 or oversampling < 1:
             return grid.to(recording.snapshots.device)
-        oversampling /= 1.25
+        oversampling /= max(1.25, excess ** (1 / 3))
 
 
 def _axes(volume: Volume) -> tuple[Tensor, Tensor, Tensor]:
