@@ -29,6 +29,7 @@ from rismusic.spec import LocateSpec
 
 T = TypeVar("T")
 SINGLE = 5
+WIDE = 8  # scenes of several subcarriers
 
 
 def in_turns(works: Sequence[Callable[[], T]]) -> tuple[list[list[T]], list[float]]:
@@ -102,6 +103,20 @@ def main() -> None:
             rows[f"{name}: within .01 error bars"] = near
             if snr_db > 0:
                 compare(f"{name}, one scene", [partial(run, recording[i : i + 1]) for i in range(SINGLE)], 1)
+    for subcarriers in (4, 16):
+        recording = simulate(
+            scenes=WIDE,
+            sources=2,
+            snr_db=10.0,
+            wideband={"subcarriers": subcarriers, "bandwidth_hz": 100e6},
+        )
+        recording = replace(recording, noise_variance=None, truth=None)
+        run = partial(locate, recording)
+        name = f"locate, {subcarriers} subcarriers, K = 2 unknown"
+        ends = compare(name, [run], WIDE)
+        same, near = agreement(ends[0][0], ends[1][0])
+        rows[f"{name}: same number of sources"] = same
+        rows[f"{name}: within .01 error bars"] = near
     report("Compiled fits", rows)
 
 

@@ -892,11 +892,10 @@ def _prepare(recording, panel_form, s, which, C):
     # Real rows are padded with zeros to whole vectors, outputs to an even number.
     width, outputs = (N + _VECTOR - 1) // _VECTOR * _VECTOR, M + M % 2
     h = min(s, channels.shape[0] - 1)
-    bands = max(channels.shape[1], 1)
-    channel_re = np.zeros((bands, outputs if channels.shape[0] else 0, width), unit.dtype)
+    channel_re = np.zeros((max(channels.shape[1], 1), outputs if channels.shape[0] else 0, width), unit.dtype)
     channel_im = np.zeros_like(channel_re)
-    for f in range(channels.shape[1]):
-        for m in range(M):
+    for f in range(channel_re.shape[0]):
+        for m in range(M if channels.shape[0] else 0):
             for n in range(N):
                 channel_re[f, m, n] = channels[h, f, m, n].real
                 channel_im[f, m, n] = channels[h, f, m, n].imag
@@ -1612,17 +1611,18 @@ def _recorded(recording: Recording) -> tuple[tuple[Any, ...], tuple[float, int, 
             factors = link.pilots.mT.repeat_interleave(antennas, dim=-1).unsqueeze(-3)
     elif link.weights is not None:
         factors = link.weights.unsqueeze(-2)
-    if channel is not None and channel.ndim > 1 and (link.subcarriers == 1 and not link.coherent):
-        channel = channel.unsqueeze(-3)
-    ratios = panel.relative_frequencies(recording.elements.double())[:, 0].numpy()
+    ratios = np.ones(1)
+    if panel.subcarriers > 1:
+        ratios = panel.relative_frequencies(recording.elements.double())[:, 0].numpy()
+    by_subcarrier = link.coherent or link.subcarriers > 1
     data = (
         _numbers(y, 3, y.dtype),
-        _numbers(channel, 4, y.dtype),
+        _numbers(channel, 4, y.dtype) if by_subcarrier else _numbers(channel, 3, y.dtype)[:, None],
         _numbers(codes, 3, y.dtype),
         _numbers(recording.elements, 3, torch.float64),
         _numbers(recording.noise_variance, 1, torch.float64),
         np.zeros(1, np.float32 if y.dtype == torch.complex64 else np.float64),
-        ratios if panel.subcarriers > 1 else np.ones(1),
+        ratios,
         _numbers(factors, 4, torch.complex128),
         link.matrices,
     )
