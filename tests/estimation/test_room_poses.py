@@ -324,3 +324,15 @@ def test_errors_beyond_the_stated_ones_are_noticed(turned):
 def test_standard_deviations_that_cannot_be(turned, given, sentence):
     with pytest.raises(InputError, match=f"^{sentence}"):
         locate_room(turned, **given)
+
+
+def test_information_that_rounding_made_indefinite():
+    """The Schur complement of large numbers leaves errors of either sign, which are no information."""
+    V = torch.diag(torch.tensor([-1e6] * 3 + [1e8] * 3 + [4.0] * 6, dtype=torch.float64))
+    score = torch.full((12,), 1e3, dtype=torch.float64)
+    poses = PoseInformation(score, V, V.abs(), 3, 1)
+    _, covariance = poses.fitted(PoseStd(0.1, 0.1))
+    assert torch.linalg.eigvalsh(covariance).min() >= 0
+    assert covariance[0, 0] == pytest.approx(0.01)
+    assert covariance[3, 3] == pytest.approx(1e-8, rel=1e-3)
+    poses.likeliest()

@@ -117,9 +117,11 @@ class PoseInformation:
 
     def fitted(self, std: PoseStd) -> tuple[Float[Tensor, "U"], Float[Tensor, "U U"]]:
         """Most probable errors for a Gaussian prior of mean 0, and their covariance."""
-        D = std.of_all(self.score).diag()
-        one = torch.eye(len(D), dtype=D.dtype, device=D.device)
-        covariance = D @ torch.linalg.solve(one + D @ self.information @ D, D)
+        D = std.of_all(self.score)
+        # What the sources' own positions take of the information leaves rounding errors of either sign.
+        values, vectors = torch.linalg.eigh(D[:, None] * self.information * D)
+        half = D[:, None] * vectors * (1 + values.clamp_min(0)).rsqrt()
+        covariance = half @ half.mT
         return covariance @ self.score, covariance
 
     def p_value(self, std: PoseStd) -> float:
