@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rismusic.estimation import search
-from rismusic.estimation import search as module
 from rismusic.estimation.maximum_likelihood import fit_power_noise
 from rismusic.estimation.search import (
     CandidateSearch,
@@ -205,7 +204,7 @@ def test_a_search_by_blocks_is_the_search(system, criterion, monkeypatch, memory
     assert torch.equal(part.best(scenes[:2], chosen, 60)[0], expected[[4, 2]])
     assert all(len(set(row)) == 60 for row in expected.tolist())
     memory_budget(2**15)
-    monkeypatch.setattr(module, "_REMADE", 1)
+    monkeypatch.setattr("rismusic.estimation.search.REMADE", 1)
     blocks = GridSearch(Dictionary.of(dense.grid_for(recording)), recording)
     assert len(list(blocks.dictionary.columns())) > 3
     assert len(list(blocks._scores(scenes, rest))) > len(list(blocks.dictionary.columns()))

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import Panel, direction, steering, steering_with_log_derivatives, wrapped
-from rismusic.devices import block_size
+from rismusic.devices import block_size, blocks
 from rismusic.errors import InputError, refuse_old_names
 from rismusic.io import Recording
 from rismusic.spec import LocateSpec, SceneSpec, Wave
@@ -57,6 +57,11 @@ def from_cosines(
 
 
 MOST_POINTS = 2**24
+REMADE = 16
+"""Blocks of steering vectors that are made again in each search are smaller by this factor.
+
+The system would be asked for temporary arrays of tens of mebibytes again for each block.
+"""
 """Largest number of points of a search grid."""
 
 
@@ -355,12 +360,9 @@ class SearchGrid:
         A = A.unflatten(0, (F, -1))
         return torch.cat((A.real, A.imag), dim=1)
 
-    def blocks(
-        self, points: int, dtype: torch.dtype = torch.complex64
-    ) -> Iterator[tuple[slice, Complex[Tensor, "N _"]]]:
-        """Blocks of at most ``points`` columns of A, with their slices."""
-        for start in torch.arange(0, len(self), points).tolist():
-            block = slice(start, min(start + points, len(self)))
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, Complex[Tensor, "N _"]]]:
+        """Blocks of columns of A, with their slices; they are not kept."""
+        for block in blocks(len(self), REMADE * self.bytes_per_point, self.inside.device):
             yield block, self.at(block, dtype)
 
     def to(self, device: torch.device | str) -> SearchGrid:

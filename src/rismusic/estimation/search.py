@@ -45,7 +45,7 @@ from torch import Tensor
 from rismusic.array import steering
 from rismusic.batch import Batch
 from rismusic.devices import block_size, blocks, memory_budget
-from rismusic.estimation.grid import SearchGrid
+from rismusic.estimation.grid import REMADE, SearchGrid
 from rismusic.estimation.likelihood import orthonormal
 from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for
 from rismusic.estimation.subarrays import Subarrays, subarrays_of
@@ -62,7 +62,6 @@ _ROUGH_FLOOR = 0.2
 _CHECKED, _CHECKED_BY_SUBARRAYS = 32, 256
 # Powers of a new source that are compared, relative to the largest one that the data allow.
 _POWERS = (1.0, 1 / 4, 1 / 16, 1 / 64)
-_REMADE = 16  # blocks of steering vectors that are made again in each search are smaller by this factor
 _STEPS = 3  # iterations for the best power of a new source
 
 # Channel directions that are treated exactly in the approximate energies: the strongest ones; of a large
@@ -96,8 +95,7 @@ class Dictionary:
         """Blocks of points and their steering vectors as real columns [Re a; Im a], [2N, B] or [F, 2N, B]."""
         each, device = self.grid.bytes_per_point, self.points.device
         kept = each * len(self) <= memory_budget(device)
-        # Temporary arrays of tens of mebibytes would be asked of the system again for each block.
-        for block in blocks(len(self), each if kept else _REMADE * each, device):
+        for block in blocks(len(self), each if kept else REMADE * each, device):
             yield (
                 block,
                 self.grid.inside_steering[..., block]

@@ -283,7 +283,7 @@ def _columns(grid: SearchGrid, dtype: torch.dtype) -> Iterator[tuple[slice, Tens
     if len(grid) <= points:
         yield slice(0, len(grid)), grid.real_steering(dtype)
         return
-    for block, A in grid.blocks(points, dtype.to_complex()):
+    for block, A in grid.blocks(dtype.to_complex()):
         yield block, grid.real_columns(A)
 
 
