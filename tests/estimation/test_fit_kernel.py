@@ -15,6 +15,7 @@ import model_scenes
 from model_scenes import MODELS
 from rismusic.array import WAVES
 from rismusic.crb import recording_crb
+from rismusic.errors import InputError
 from rismusic.estimation import maximum_likelihood as module
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
@@ -239,6 +240,23 @@ def test_what_the_kernel_does_not_cover_uses_the_torch_form(generator):
     assert module.kernel_for(learned) is None
     for name in UNCOVERED:
         assert module.kernel_for(model_scenes.make(**MODELS[name]).stacked()) is None
+    assert not kernel.applies(replace(recording, frequencies=torch.tensor([1e9])))
+
+
+def test_pilots_are_for_their_number_of_sources():
+    recording = model_scenes.make(**MODELS["known"]).stacked()
+    positions, _ = dense.truth_of(recording)
+    for some in (positions.repeat(1, 2, 1), positions[:, :1]):
+        there = torch.ones(some.shape[:2], dtype=torch.bool)
+        with pytest.raises(InputError, match="are for K = 2 sources"):
+            fit_power_noise(recording, some, there)
+
+
+def test_a_large_channel_of_many_subcarriers_is_not_copied(memory_budget):
+    recording = model_scenes.make(**MODELS["wideband, constant"]).stacked()
+    assert module.kernel_for(recording) is kernel
+    memory_budget(2**12)
+    assert module.kernel_for(recording) is None
 
 
 def model_case(name, generator, scatter=0.05):

@@ -37,6 +37,8 @@ from numba.extending import overload
 from torch import Tensor
 
 from rismusic.array import Panel
+from rismusic.devices import memory_budget
+from rismusic.errors import InputError
 from rismusic.estimation import levenberg_marquardt as lm
 from rismusic.estimation import likelihood, maximum_likelihood, search
 from rismusic.estimation.grid import Volume
@@ -1372,8 +1374,15 @@ def _gains(first, last, recording, panel_form, problems, fields, rules, out):
 
 
 def applies(recording: Recording) -> bool:
-    """Whether the compiled fits cover a recording: all but long snapshots without a channel, on the CPU."""
+    """Whether the compiled fits cover a recording: on the CPU, without gradients.
+
+    Long snapshots without a channel, or on many subcarriers with a large channel, take the torch form.
+    """
     link = recording.link
+    if recording.frequencies is not None:
+        long = 16 * link.subcarriers * recording.snapshots.shape[-1] * recording.panel.size
+        if link.subcarriers == 1 or (link.coherent and long > memory_budget(recording.snapshots.device) // 4):
+            return False
     parts = (recording.snapshots, recording.channel, recording.codes, recording.elements)
     return (
         all(part is None or (part.device.type == "cpu" and not part.requires_grad) for part in parts)
@@ -1515,7 +1524,7 @@ def dispersion(
         Log-likelihood ratios (nats) of a motion and of another place at rest, u and v; that of a spread, and
         its standard deviation times its direction, NaN where there is none.
     """
-    data, form = _recorded(recording)
+    data, form = _recorded(recording, active.shape[1])
     real, (P, K) = torch.float64, active.shape
     problems = (
         *(np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool)),
@@ -1537,7 +1546,7 @@ def dispersion(
 def _summary(
     recording: Recording, positions: Tensor, active: Tensor, levels: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    data, form = _recorded(recording)
+    data, form = _recorded(recording, active.shape[1])
     real, (P, K) = torch.float64, active.shape
     problems = (np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool))
     power, noise = (None, None) if levels is None else levels
@@ -1583,7 +1592,7 @@ def gains(
         active: which entries hold a source.
         power_noise: powers and noise variance, for the unconditional likelihood.
     """
-    data, form = _recorded(recording)
+    data, form = _recorded(recording, active.shape[1])
     power, noise = (None, None) if power_noise is None else power_noise
     problems = (
         *(scenes.numpy(), _numbers(positions, 3, torch.float64), _numbers(active, 2, torch.bool)),
@@ -1596,17 +1605,24 @@ def gains(
     return torch.from_numpy(out)
 
 
-def _recorded(recording: Recording) -> tuple[tuple[Any, ...], tuple[float, int, float]]:
+def _recorded(recording: Recording, sources: int) -> tuple[tuple[Any, ...], tuple[float, int, float]]:
     """A recording as arrays, the number of its operators G_l, and the form of the wave.
 
     The array without data tells the precision of fields. The factors behind the ratios of the frequencies are
     weights [..., t, 1, m] or pilots [..., 1, k, m] of the outputs.
+
+    Raises:
+        InputError: pilots for another number of sources.
     """
     link, y, panel = recording.link, recording.snapshots, recording.panel
     channel, codes, factors = link.channel, link.codes, None
     if link.coherent:
         channel, codes = _long_channel(link), None
         if link.pilots is not None:
+            if link.pilots.shape[-1] != sources:
+                raise InputError(
+                    "pilots", f"are for K = {link.pilots.shape[-1]} sources; got {sources} positions"
+                )
             antennas = y.shape[-1] // link.pilots.shape[-2]
             factors = link.pilots.mT.repeat_interleave(antennas, dim=-1).unsqueeze(-3)
     elif link.weights is not None:
@@ -1660,7 +1676,7 @@ def _run(
     scenes: npt.NDArray[Any] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Fit P problems, each in the scene that ``scenes`` names (by default the one of its number)."""
-    data, form = _recorded(recording)
+    data, form = _recorded(recording, active.shape[1])
     real, (P, K) = torch.float64, active.shape
     index = np.arange(P) if scenes is None else scenes
     problems = (index, _numbers(positions, 3, real), _numbers(active, 2, torch.bool))

@@ -57,12 +57,12 @@ def from_cosines(
 
 
 MOST_POINTS = 2**24
+"""Largest number of points of a search grid."""
 REMADE = 16
 """Blocks of steering vectors that are made again in each search are smaller by this factor.
 
 The system would be asked for temporary arrays of tens of mebibytes again for each block.
 """
-"""Largest number of points of a search grid."""
 
 
 @refuse_old_names
