@@ -528,8 +528,8 @@ def steering_with_log_derivatives(
 
     Returns:
         A [..., N, K], and the logarithmic derivatives [..., N, K, 3] by azimuth, elevation (per radian) and
-        inverse range (metres). Without amplitudes they are purely imaginary. They are finite also where an
-        element does not see the source. With F subcarriers the axis N is F N, as in :func:`steering`.
+        inverse range (metres). Without amplitudes they are purely imaginary. With F subcarriers the axis N is
+        F N, as in :func:`steering`.
     """
     azimuth, elevation = azimuth[..., None], elevation[..., None]
     sin_az, cos_az, sin_el, cos_el = azimuth.sin(), azimuth.cos(), elevation.sin(), elevation.cos()
@@ -546,12 +546,7 @@ def steering_with_log_derivatives(
         growth = torch.zeros_like(slopes)
     else:
         growth = torch.stack(gain, dim=-1)
-        norm = rays.gain.norm(dim=-1, keepdim=True)
-        if panel.pattern_exponent:
-            # The logarithm of no amplitude has no derivative; A is 0 there.
-            growth = torch.where((rays.gain > 0)[..., None], growth, 0)
-            norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        weight = (rays.gain / norm).square()
+        weight = (rays.gain / rays.gain.norm(dim=-1, keepdim=True)).square()
         growth = growth - (weight[..., None, :] @ growth)
     if panel.subcarriers > 1:
         slopes = slopes.unsqueeze(-3) * panel.relative_frequencies(slopes)[..., None]

@@ -92,7 +92,9 @@ class Projection(Batch):
         """What the sources explain, with the coordinates that are free."""
         azimuth, elevation, q = positions.unbind(-1)
         A, slopes = steering_with_log_derivatives(recording.panel, azimuth, elevation, 1 / q)
-        D = slopes * A[..., None] * (active[..., None] & free)[:, None]
+        # An element that does not see the position has no field, and no logarithmic derivative.
+        seen = (active[..., None] & free)[:, None] & (A != 0)[..., None]
+        D = torch.where(seen, slopes * A[..., None], 0)
         columns = torch.cat((A * active[:, None], D.flatten(-2)), dim=-1)
         fields, changes = (
             recording.link.to(torch.complex128).matmul(columns).split((K := A.shape[-1], 3 * K), -1)
