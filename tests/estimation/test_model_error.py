@@ -140,6 +140,16 @@ def test_a_path_stays_near_a_source_that_the_pattern_hides():
     assert (path.abs().amax(-1) < math.pi).all()
 
 
+def test_a_path_ends_where_the_wave_has_no_derivative():
+    """No element sees a source beside the panel, so that its wave cannot be divided by its norm."""
+    recording = made(4, 1, panel={"rows": 4, "columns": 3, "pattern_exponent": 100.0})
+    truth = recording.truth
+    beside = replace(truth, azimuth=torch.full_like(truth.azimuth, math.pi / 2))
+    positions, active = unpack(beside, recording)
+    _, path = _Path(recording, positions, active, torch.zeros(4, dtype=torch.long)).fit()
+    assert (path == 0).all()
+
+
 @pytest.mark.parametrize("error", [0.0, 0.3])
 def test_no_ratio_that_matters_is_left_out(error):
     """Bounds hold for every ratio, and the result is that of all ratios in double precision."""

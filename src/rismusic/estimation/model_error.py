@@ -423,7 +423,9 @@ class _Path:
         change = equations.solve(moves=moves)[0]
         # Where the pattern hides the source, the equations would send it around the panel many times.
         reach = (change[:, :2].abs() + change[:, 2:].abs() / 2).amax(-1, keepdim=True)
-        return squared_modulus(rest).sum((1, 2)), change * (_FARTHEST / reach).clamp_max(1)
+        # Where it has no derivative, in the plane of an element, the path ends.
+        change = torch.where(reach.isfinite(), change * (_FARTHEST / reach).clamp_max(1), 0)
+        return squared_modulus(rest).sum((1, 2)), change
 
 
 @dataclass(frozen=True, eq=False)
