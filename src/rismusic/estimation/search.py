@@ -229,8 +229,12 @@ def compiled_search(grid: SearchGrid) -> ModuleType | None:
     """The compiled products with all points of a grid, if they are wanted and the grid is not too large."""
     # Its tables are made in double precision, and products with all points at once.
     dense = grid.bytes_per_point * len(grid) <= memory_budget(grid.inside.device) // 4
-    covered = dense and grid.inside.device.type == "cpu" and grid.panel.subcarriers == 1
-    if not covered or compiled_fits() is None:
+    return _search_kernel(grid.inside.device) if dense and grid.panel.subcarriers == 1 else None
+
+
+def _search_kernel(device: torch.device) -> ModuleType | None:
+    """The compiled functions of a search, if they are wanted and cover the device."""
+    if device.type != "cpu" or compiled_fits() is None:
         return None
     return import_module("rismusic.estimation.search_kernel")
 
@@ -397,8 +401,7 @@ class GridSearch:
             return
         data, times = few_snapshots(self.link, rest.data)
         squared, worth = _squared, _worth_beside
-        if self.grid.inside.device.type == "cpu" and compiled_fits() is not None:
-            kernel = import_module("rismusic.estimation.search_kernel")
+        if (kernel := _search_kernel(self.grid.inside.device)) is not None:
             squared, worth = kernel.squared, kernel.worth_beside
         rows = 3 * data.shape[1] + rest.basis.shape[1] * rest.basis.shape[-1]
         for number, (points, columns) in enumerate(self.dictionary.columns()):
@@ -448,8 +451,7 @@ class GridSearch:
         most = block_size(8 * subarrays.size * (1 + strong), scenes.device)
         L = 1 if self.link.coherent else rest.data.shape[1]
         step = max(1, most // L)
-        on_cpu = scenes.device.type == "cpu" and compiled_fits() is not None
-        kernel = import_module("rismusic.estimation.search_kernel") if on_cpu else None
+        kernel = _search_kernel(scenes.device)
         for start in range(0, len(scenes), step):
             part = slice(start, start + step)
             link, here = self.link[scenes[part]], rest[part]
