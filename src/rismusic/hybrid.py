@@ -54,7 +54,13 @@ from rismusic.estimation.maximum_likelihood import (
     refine,
     unpack,
 )
-from rismusic.estimation.model_order import EVIDENCE_WEIGHT, SelectedOrder, log_evidence, select_model_order
+from rismusic.estimation.model_order import (
+    EVIDENCE_WEIGHT,
+    LOG_NORMALISATION,
+    SelectedOrder,
+    log_evidence,
+    select_model_order,
+)
 from rismusic.estimation.noise import OTHER_SYMBOLS, check_fit, most_sources, noise_of, snr_db
 from rismusic.estimation.relax import Prior, beside, birth_death, log_prior, relax_sweeps
 from rismusic.estimation.search import CandidateSearch, Dictionary, GridSearch, received_fields
@@ -481,6 +487,9 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         floor = spec.hybrid.model_order_floor
         too_low = log_prior_count < highest + (math.log(floor) if floor else -math.inf)
         log_prior_count = log_prior_count.masked_fill(too_low, -math.inf)
+        # The network knows how probable further sources are; the prior of their levels has to add up to 1.
+        further = torch.arange(most + 1, device=scenes.device).sub(1).clamp_min(0)
+        log_prior_count = log_prior_count + EVIDENCE_WEIGHT * LOG_NORMALISATION * further
     best_posterior = torch.full_like(highest[:, 0], -math.inf)
     # Small tensors cost their operations, not their size: few scenes are fitted with all numbers at once.
     wanted = log_prior_count > -math.inf
@@ -509,6 +518,9 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
 
     samples = output.recording.snapshots.shape[1:].numel()
     selected = select_model_order(scenes, fit_count, most, log_prior_count, samples=samples)
+    if spec.hybrid.model_order == "both" and bool(not_trained[0]):
+        log_posterior = _with_evidence_of_none(selected.log_posterior, log_prior_count)
+        selected = SelectedOrder(selected.fit, log_posterior)
     # Fits of many sources were searched for their evidence already; those of few are if improbable.
     fewer = selected.fit.sources.active.sum(-1) < spec.hybrid.birth_death_min_sources
     to_search = (fewer & _improbable(output, selected.fit, spec)).nonzero()[:, 0]
@@ -516,6 +528,23 @@ def fit_most_probable(output: NetworkOutput, grid: SearchGrid, spec: LocateSpec)
         return selected
     improved = _birth_death(output[to_search], selected.fit[to_search], grid, spec)
     return SelectedOrder(selected.fit.replaced(to_search, improved), selected.log_posterior)
+
+
+def _with_evidence_of_none(
+    log_posterior: Float[Tensor, "S counts"], log_prior: Float[Tensor, "S counts"]
+) -> Float[Tensor, "S counts"]:
+    """The posterior if the network was not trained on scenes without sources, and knows nothing about them.
+
+    Whether there are any sources is then decided by the evidence alone, with the weight 1. The probabilities
+    of 1, 2, ... sources keep their ratios.
+    """
+    some, prior = log_posterior[:, 1:], log_prior[:, 1:].log_softmax(-1)
+    evidence = (log_posterior - log_prior) / EVIDENCE_WEIGHT
+    of_some = torch.where(some > -math.inf, evidence[:, 1:] + prior, -math.inf).logsumexp(-1)
+    none = some.logsumexp(-1) + evidence[:, 0] - of_some
+    # Where no source has any evidence, there is none.
+    none = torch.where(of_some > -math.inf, none, log_posterior[:, 0])
+    return torch.cat((none[:, None], some), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,30 @@ def test_the_evidence_is_that_of_the_fit_that_is_returned(output, made, weights,
     chosen = fit_most_probable(output, grid, spec)
     evidence = log_evidence(output.recording, chosen.fit, grid.volume)
     torch.testing.assert_close(chosen.log_posterior.amax(1), EVIDENCE_WEIGHT * evidence, rtol=0, atol=1e-4)
+
+
+def test_evidence_decides_whether_there_are_sources_and_the_network_how_many(output, made, weights):
+    """The network was not trained on scenes without sources: P(0) is Bayes' rule with the whole evidence."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(made.snapshots.shape, dtype=torch.cfloat, generator=generator)
+    empty = replace(made, snapshots=0.1 * noise, noise_variance=None, truth=None)
+    spec = spec_of(weights, model_order_floor=0.0)
+    network = LoadedNetwork.load(weights, torch.device("cpu"))
+    listened = NetworkOutput.compute(network, empty, noise_of(empty), spec)
+    grid = searched_grid(empty, spec)
+    chosen = fit_most_probable(listened, grid, spec)
+    assert (chosen.fit.sources.active.sum(1) == 0).all()
+    fits = [fit_n_sources(listened, torch.full((8,), count), grid, spec) for count in range(4)]
+    evidence = torch.stack([log_evidence(empty, fit, grid.volume) for fit in fits], dim=1)
+    # The level of a further source has a prior of exp(-x / 10 dB) on x > 0, which has to add up to 1.
+    number = listened.log_count[:, 1:].double() + EVIDENCE_WEIGHT * math.log(3) * torch.arange(3)
+    bayes = (evidence[:, 1:] + number.log_softmax(1)).logsumexp(1)
+    expected = torch.sigmoid(evidence[:, 0] - bayes)
+    torch.testing.assert_close(chosen.probability[:, 0], expected, rtol=0, atol=2e-3)
+    assert expected.min() < 0.99 < expected.max()
+    ratio = chosen.log_posterior[:, 2] - chosen.log_posterior[:, 1]
+    by_hand = EVIDENCE_WEIGHT * (evidence[:, 2] - evidence[:, 1]) + number[:, 1] - number[:, 0]
+    torch.testing.assert_close(ratio, by_hand, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("order", ["likelihood", "both"])

@@ -121,10 +121,9 @@ _RESOLUTION = 0.8
 _UNRESOLVED = 0.5
 _LARGE_ERROR = 0.15  # from this panel error on, a scene is doubtful
 _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)  # levels of the panel error with which scenes are located again
-# Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it.
-_OUTSIDE_NATS = 2.0
-# The same from which on a scene is doubtful although they are not taken: three error bars. A scene that
-# speaks against another wave by less is doubtful with the others of its recording.
+# Log-likelihood (nats) gained by leaving the search volume from which on a scene is searched outside it, and
+# doubtful if it stays as it is: three error bars. A scene that speaks against another wave by less is
+# doubtful with the others of its recording.
 _BEYOND_NATS = 4.5
 _OUTSIDE = -5.0  # log prior (nats) of sources outside the search volume
 _NEARLY_ALL = 0.9  # share of the scenes of a recording from which on the others have what these show
@@ -168,7 +167,7 @@ def diagnosed(
         elif spec.panel_error == "auto":
             estimate = _with_suspected_error(recording, estimate, spec)
     elif count_unknown:
-        outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
+        outside = _gain_outside(recording, estimate, spec) > _BEYOND_NATS
         some = (outside | (estimate.p_value < _SUSPICIOUS)).nonzero()[:, 0]
         if len(some):
             part, located = recording[some], estimate[some]
@@ -504,7 +503,7 @@ def _weighed(
     odds = math.log(share / (1 - share))
     rival = torch.maximum(evidence.none, evidence.error + odds)
     rival = torch.where(numbers == count[:, None], evidence.error + odds, rival)
-    outside = _gain_outside(recording, estimate, spec) > _OUTSIDE_NATS
+    outside = _gain_outside(recording, estimate, spec) > _BEYOND_NATS
     if recording.link.coherent:
         # Of one long snapshot, the p-value hardly shows what the sources do not explain.
         outside = torch.ones_like(outside)

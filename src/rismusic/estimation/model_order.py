@@ -5,7 +5,8 @@ K sources. Let :math:`\theta` hold the U unknowns (azimuth, elevation, 1/range a
 and the log noise variance where it is unknown), with uniform priors of widths :math:`w_i`. That of the power
 of a source falls by a factor of e for each :math:`w_x` = 10 dB of its level :math:`x_k` below the strongest
 one: sources that are received together are seldom 30 dB apart, whereas a fit to noise is as weak as the
-noise. (Over 30 dB, this prior adds up to 1/3: further sources are less probable than not.) At the best fit
+noise. (Over 30 dB, this prior adds up to 1/3: further sources are less probable than not. Where a network
+gives the probability of their number, the evidence is multiplied by 3 for each of them.) At the best fit
 :math:`\hat\theta`,
 
 .. math:: \log p(Y | K) \approx \log p(Y | \hat\theta) + \log K! - \sum_k \frac{x_k}{w_x}
@@ -64,6 +65,8 @@ _ROUNDING = 1e-12  # smaller eigenvalues, relative to the largest, are rounding 
 LOG_POWER_WIDTH = math.log(1e3)
 # Level below the strongest source over which the prior falls by a factor of e: 10 dB.
 _LEVEL = math.log(10)
+# What the prior of the level of each further source lacks to add up to 1.
+LOG_NORMALISATION = math.log(LOG_POWER_WIDTH / _LEVEL)
 
 EVIDENCE_WEIGHT = 0.4
 """Weight of the log evidence beside the log prior that a network gives to the number of sources.
