@@ -13,7 +13,6 @@ note says that it may not exist or may be several sources.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -25,7 +24,9 @@ import torch
 from torch import Tensor
 
 from goodness_of_fit import IMPAIRED
+from measure import write_csv
 from rismusic.array import Panel, steering
+from rismusic.benchmark.summary import share_interval
 from rismusic.estimation.diagnosis import UNCERTAIN
 from rismusic.estimation.estimate import Estimate
 from rismusic.hybrid import locate
@@ -350,24 +351,12 @@ ROWS = [
 ]
 
 
-@dataclass(frozen=True)
-class Counts:
+SHARES = ("f1", "f1_ok", "count_right", "wrong", "silent_wrong", "doubtful")
+"""Columns that have a 95 % interval, NAME_low to NAME_high, beside them."""
+
+
+def judge(recording: Recording, estimate: Estimate) -> dict[str, float | str]:
     """What one row of the table says."""
-
-    name: str
-    scenes: int
-    f1: float
-    f1_ok: float
-    count_right: float
-    wrong: float
-    silent_wrong: float
-    doubtful: float
-    bad_flagged: str
-    seconds: float
-
-
-def judge(name: str, recording: Recording, estimate: Estimate, seconds: float) -> Counts:
-    """The counts of one row."""
     truth = recording.truth
     assert truth is not None
     matched = match(truth, estimate.sources)
@@ -398,25 +387,21 @@ def judge(name: str, recording: Recording, estimate: Estimate, seconds: float) -
     silent = wrong & ~named
     right = matched.true_count == matched.found_count
     bad = (wrong.any(-1) | ~right | ~(matched.hit | ~truth.active).all(-1)).cpu()
-    total = max(1, int(found.sum()))
-
-    def f1(scenes: Tensor) -> float:
-        hit = int(matched.hit[scenes].sum())
-        both = int(matched.true_count[scenes].sum() + matched.found_count[scenes].sum())
-        return 2 * hit / both if both else 1.0
-
-    return Counts(
-        name,
-        S,
-        f1(torch.ones(S, dtype=torch.bool)),
-        f1(~flagged),
-        float(right.double().mean()),
-        int(wrong.sum()) / total,
-        int(silent.sum()) / total,
-        float(flagged.double().mean()),
-        f"{int((bad & flagged).sum())}/{int(bad.sum())}",
-        seconds,
+    hit = matched.hit.sum(-1)
+    both = matched.true_count + matched.found_count
+    reported, every = found.sum(-1), torch.ones(S)
+    # Parts and wholes of the shares, scene by scene.
+    parts = (
+        *((2 * hit, both), (2 * hit[~flagged], both[~flagged]), (right, every)),
+        *((wrong.sum(-1), reported), (silent.sum(-1), reported), (flagged, every)),
     )
+    row: dict[str, float | str] = {"scenes": S}
+    for name, pair in zip(SHARES, parts, strict=True):
+        part, whole = (value.double().numpy() for value in pair)
+        # Without any source, none is missed and none is wrong.
+        row[name] = float(part.sum() / whole.sum()) if whole.sum() else float(name.startswith("f1"))
+        row[f"{name}_low"], row[f"{name}_high"] = map(float, share_interval(part, whole))
+    return {**row, "bad_flagged": f"{int((bad & flagged).sum())}/{int(bad.sum())}"}
 
 
 def main() -> None:
@@ -429,7 +414,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    counts = []
+    rows: list[dict[str, float | str]] = []
     print(f"{'departure':48}    F1 ok F1     K wrong silent doubt  bad flagged")
     for row in ROWS:
         if options.rows and not any(text in row.name for text in options.rows):
@@ -441,18 +426,17 @@ def main() -> None:
         recording = row.make(options.scenes, options.seed, SYSTEMS[options.system])
         start = time.perf_counter()
         estimate = locate(recording, method=options.method)
-        one = judge(row.name, recording, estimate, time.perf_counter() - start)
-        counts.append(one)
+        seconds = time.perf_counter() - start
+        one = judge(recording, estimate)
+        rows.append({"name": row.name, **one, "seconds": seconds})
         print(
-            f"{one.name:48} {one.f1:5.3f} {one.f1_ok:5.3f} {one.count_right:5.2f} {one.wrong:5.2f} "
-            f"{one.silent_wrong:6.3f} {one.doubtful:5.2f}  {one.bad_flagged}  {one.seconds:.0f} s",
+            f"{row.name:48} {one['f1']:5.3f} {one['f1_ok']:5.3f} {one['count_right']:5.2f} "
+            f"{one['wrong']:5.2f} {one['silent_wrong']:6.3f} {one['doubtful']:5.2f}  "
+            f"{one['bad_flagged']}  {seconds:.0f} s",
             flush=True,
         )
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(Counts.__dataclass_fields__))
-            writer.writeheader()
-            writer.writerows(vars(one) for one in counts)
+    if options.csv and rows:
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":
