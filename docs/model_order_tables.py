@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,36 +40,36 @@ def departures() -> str:
     return _departures("departures.csv")
 
 
+def departures_sbl() -> str:
+    """The same for the method without a network."""
+    return _departures("departures_sbl.csv")
+
+
 def departures_wideband() -> str:
     """The same for hardware impairments on several subcarriers."""
     return _departures("departures_wideband.csv")
 
 
 def _departures(file: str) -> str:
+    heads = ("F1", "F1 of ok", "right number", "wrong", "wrong, scene ok", "not ok")
+    names = ("f1", "f1_ok", "count_right", "wrong", "silent_wrong", "doubtful")
     return table(
+        ["departure", *heads, "flagged of those with an error"],
         [
-            "departure",
-            "F1",
-            "F1 of ok",
-            "right number",
-            "wrong",
-            "wrong, scene ok",
-            "not ok",
-            "flagged of those with an error",
-        ],
-        [
-            [
-                row["name"],
-                f"{float(row['f1']):.3f}",
-                f"{float(row['f1_ok']):.3f}" if float(row["doubtful"]) < 1 else "-",
-                *(f"{100 * float(row[name]):.0f} %" for name in ("count_right", "wrong")),
-                f"{100 * float(row['silent_wrong']):.1f} %",
-                f"{100 * float(row['doubtful']):.0f} %",
-                row["bad_flagged"],
-            ]
+            [row["name"], *(_with_interval(row, name) for name in names), row["bad_flagged"]]
             for row in _rows(file)
         ],
     )
+
+
+def _with_interval(row: Row, name: str) -> str:
+    """A share in percent, with its interval where the table has it; none of no scene."""
+    low, high = float(row.get(f"{name}_low", "nan")), float(row.get(f"{name}_high", "nan"))
+    if (name == "f1_ok" and float(row["doubtful"]) == 1) or (low, high) == (0, 1):
+        return "-"
+    interval = "" if math.isnan(low) else f" ({100 * low:.0f} to {100 * high:.0f})"
+    digits = 1 if name in ("f1", "f1_ok", "silent_wrong") else 0
+    return f"{100 * float(row[name]):.{digits}f}{interval}"
 
 
 def departures_constant() -> str:
@@ -211,6 +212,7 @@ def finding_names() -> str:
 
 TABLES: tuple[Callable[[], str], ...] = (
     departures,
+    departures_sbl,
     departures_constant,
     departures_wideband,
     calibration_errors,

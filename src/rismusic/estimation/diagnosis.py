@@ -24,6 +24,7 @@ from itertools import product
 import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
+from scipy.special import expit
 from torch import Tensor
 
 from rismusic.array import WAVES, direction, steering
@@ -424,11 +425,12 @@ def _common_prior(none: Float[Tensor, "S"], error: Float[Tensor, "S"]) -> tuple[
 
     All scenes have the same panel, as a rule. The share is their common prior (empirical Bayes).
     """
-    share, probable = _PRIOR[0] / sum(_PRIOR), torch.zeros_like(none)
+    share, gain = _PRIOR[0] / sum(_PRIOR), (error - none).cpu().numpy()
+    probable = np.zeros_like(gain)
     for _ in range(_ROUNDS):
-        probable = torch.sigmoid(error - none + math.log(share / (1 - share)))
-        share = (float(probable.sum()) + _PRIOR[0]) / (len(none) + sum(_PRIOR))
-    return share, probable
+        probable = expit(gain + math.log(share / (1 - share)))
+        share = (float(probable.sum()) + _PRIOR[0]) / (len(gain) + sum(_PRIOR))
+    return share, torch.from_numpy(probable).to(none.device)
 
 
 def _put(estimate: Estimate, scenes: Int64[Tensor, "B"], fresh: Estimate) -> Estimate:

@@ -253,7 +253,7 @@ class Recording:
         )
 
     def __len__(self) -> int:
-        return len(self.snapshots)
+        return self.snapshots.shape[0]
 
     def __iter__(self) -> Iterator[Recording]:
         return (self[scene] for scene in range(len(self)))
