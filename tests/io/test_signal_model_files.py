@@ -10,8 +10,8 @@ import torch
 from foreign import SUFFIX, WRITERS
 from test_recording_files import assert_equal, kept
 
+from model_scenes import LIGHT, make
 from model_scenes import MODELS as ALL_MODELS
-from model_scenes import make
 from rismusic.errors import InputError
 from rismusic.io import Recording, RecordingWriter, open_recording, read, write
 
@@ -96,3 +96,32 @@ def test_contradictions_are_not_written(change: dict, field: str, tmp_path: Path
         write(tmp_path / "a.h5", replace(make(), **change))
     assert caught.value.field.endswith(field), caught.value
     assert not (tmp_path / "a.h5").exists()
+
+
+@pytest.mark.parametrize("model", ["wideband", "wideband, per scene", "wideband, direct", "wideband, known"])
+def test_one_subcarrier_is_a_narrowband_recording(model: str, tmp_path: Path) -> None:
+    """Also if its wavelength differs from the one that the recording states, that of the design frequency."""
+    wide = replace(narrow(make(**MODELS[model])), truth=None)
+    assert wide.frequencies is not None
+    channel = wide.channel
+    one = replace(
+        wide,
+        snapshots=wide.snapshots[:, 2:],
+        channel=None if channel is None else channel[..., 2:, :, :],
+        frequencies=wide.frequencies[2:],
+    )
+    expected = replace(
+        wide,
+        snapshots=wide.snapshots[:, 2],
+        channel=None if channel is None else channel[..., 2, :, :],
+        frequencies=None,
+        wavelength=LIGHT / float(one.frequencies),
+    )
+    path = tmp_path / "one.h5"
+    write(path, one)
+    same(read(path), expected)
+    with open_recording(path) as file:
+        assert file.panel.wavelength == expected.wavelength != wide.wavelength
+    names = ("channel", "codes", "noise_variance", "pilots", "frequencies", "times")
+    given = {name: getattr(one, name) for name in names}
+    same(Recording.from_arrays(one.snapshots, one.elements, one.wavelength, **given), expected)

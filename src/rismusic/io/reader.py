@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rismusic.array import WAVES, Panel
+from rismusic.array import SPEED_OF_LIGHT, WAVES, Panel
 from rismusic.errors import InputError, in_file
 from rismusic.files import RECORDING_ENDINGS, check_regular
 from rismusic.io.hdf5 import Hdf5Store
 from rismusic.io.matlab import HEADER_BYTES, Mat5Store, Mat73Store
 from rismusic.io.npz import NpzStore
-from rismusic.io.recording import Recording
+from rismusic.io.recording import Recording, of_single_subcarrier
 from rismusic.io.schema import (
     ATTRIBUTES,
     FIELDS,
@@ -171,7 +171,10 @@ class RecordingFile:
         self.elements = self._read("elements", 0, 0)
         check_panel(self.panel)
         if "frequencies" in self.fields:
-            check_frequencies(self._read("frequencies", 0, 0), self.wavelength)
+            frequencies = self._read("frequencies", 0, 0)
+            check_frequencies(frequencies, self.wavelength)
+            if len(frequencies) == 1:  # narrowband; see of_single_subcarrier
+                self.wavelength = SPEED_OF_LIGHT / float(frequencies)
         check_symbols(self.symbols, has_pilots="pilots" in self.fields)
 
     @property
@@ -225,7 +228,7 @@ class RecordingFile:
             truth=Sources(**truth) if truth else None,
         )
         check_values(values, recording.truth, first_scene=start)
-        return recording
+        return of_single_subcarrier(recording)
 
     def batches(self, scenes: int) -> Iterator[Recording]:
         """Yield all scenes in blocks of ``scenes``; the last block may be smaller."""

@@ -162,7 +162,8 @@ class Recording:
             pilots: known symbols, complex or real (such as +1 and -1), [L, K] or [S, L, K].
             noise_covariance: complex or real, [M, M] or [S, M, M]; omit for white noise.
             times: [S] seconds.
-            frequencies: [F] hertz, for wideband snapshots [S, F, L, M] (or [F, L, M], one scene).
+            frequencies: [F] hertz, for wideband snapshots [S, F, L, M] (or [F, L, M], one scene). A single
+                subcarrier gives a narrowband recording at its wavelength.
 
         Returns:
             A checked recording; complex values have the widest precision among them, real ones are float64.
@@ -209,7 +210,7 @@ class Recording:
             **values,  # type: ignore[arg-type]
         )
         validate(recording, single=single)
-        return recording
+        return of_single_subcarrier(recording)
 
     @staticmethod
     def concatenate(recordings: Sequence[Recording]) -> Recording:
@@ -455,6 +456,20 @@ class Recording:
         }
         truth = self.truth and self.truth.each(lambda value: change("truth", value))
         return replace(self, truth=truth, **changed)  # type: ignore[arg-type]
+
+
+def of_single_subcarrier(recording: Recording) -> Recording:
+    """The narrowband recording that one subcarrier [S, 1, L, M] is; others are returned as they are."""
+    if recording.frequencies is None or len(recording.frequencies) > 1:
+        return recording
+    channel = recording.channel
+    return replace(
+        recording,
+        snapshots=recording.snapshots[:, 0],
+        channel=None if channel is None else channel[..., 0, :, :],
+        wavelength=SPEED_OF_LIGHT / float(recording.frequencies),
+        frequencies=None,
+    )
 
 
 def validate(recording: Recording, *, first_scene: int = 0, single: bool = False) -> None:
