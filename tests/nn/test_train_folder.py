@@ -569,3 +569,14 @@ def test_curves_without_matplotlib(tmp_path, monkeypatch):
     save_curves(one.run, said.append)
     assert "pip install 'rismusic[report]'" in said[0]
     assert replace(one.state).best_epoch == 0
+
+
+def test_a_finished_training_with_damaged_weights_changes_no_file(tmp_path):
+    """It trains no further, so that the weights would be read after the curves were drawn again."""
+    finished(tmp_path / "run", schedule=SPEC.schedule.replace(epochs=1))
+    (tmp_path / "run" / "curves.png").write_bytes(b"mine")
+    (tmp_path / "run" / "best.safetensors").write_bytes(b"\xff" * 64)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"best.safetensors: .*not a safetensors file"):
+        train(out=tmp_path / "run", resume=True, device="cpu")
+    assert contents(tmp_path) == before

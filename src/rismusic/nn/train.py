@@ -318,6 +318,8 @@ def train(
             lock.enter_context(run.lock(group.is_main))
         if resume:
             trainer.resume()
+            if (run.folder / BEST).exists():  # damaged weights are refused before anything is written
+                load_network(run.folder / BEST, device=group.device)
         with ExitStack() as stack:
             if tensorboard and group.is_main:
                 steps = chosen.steps_per_epoch
