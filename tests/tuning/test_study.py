@@ -111,6 +111,18 @@ def test_bad_input_on_the_command_line(flags, said, tmp_path, monkeypatch, capsy
     assert said in capsys.readouterr().err
 
 
+def test_a_result_that_cannot_be_replaced_is_refused_before_the_others_are_written(searched, tmp_path):
+    _, tuned = searched
+    folder = tmp_path / "moved"
+    shutil.copytree(tuned.folder, folder)
+    (folder / "finals.csv").unlink()
+    (folder / "finals.csv").symlink_to("nowhere")
+    before = {path: path.read_bytes() for path in folder.glob("*.*") if not path.is_symlink()}
+    with pytest.raises(InputError, match=r"finals.csv: is a symbolic link"):
+        tune(out=folder, resume=True, device="cpu")
+    assert {path: path.read_bytes() for path in folder.glob("*.*") if not path.is_symlink()} == before
+
+
 @pytest.mark.parametrize("name", ["locate.toml", "best.toml", "trials.csv", "report.html"])
 def test_files_of_others_in_the_folder_are_kept(name, searched, tmp_path):
     """A new study, one that is joined, one that is resumed: none replaces what is not its own."""

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
 from rismusic.errors import InputError
-from rismusic.files import read_beginning, write_text
+from rismusic.files import check_output, read_beginning, write_text
 from rismusic.nn.run_folder import BEST as BEST_WEIGHTS
 from rismusic.nn.spec import TrainSpec
 from rismusic.plots import COLOURS, MARKERS, decorated, new_axes, save
@@ -307,7 +307,10 @@ _FILES = (
 
 
 def check_folder(folder: Path, *, continued: bool) -> None:
-    """Check that no file is replaced but earlier results of the same study (if it is ``continued``)."""
+    """Check that no file is replaced but earlier results of the same study (if it is ``continued``).
+
+    Links, read-only files and folders in their places are refused.
+    """
     present = [name for name in _FILES if os.path.lexists(folder / name)]
     # It is written first, so the others are results if it is one.
     ours = present[:1] == [_FILES[0]] and read_beginning(folder / _FILES[0], 16).startswith(b"# rismusic ")
@@ -315,6 +318,8 @@ def check_folder(folder: Path, *, continued: bool) -> None:
         raise InputError(
             str(folder), f"contains {present[0]} already, which would be replaced; choose another folder"
         )
+    for name in present:
+        check_output(folder / name, overwrite=True)
 
 
 def write_results(result: TuneResult, study: optuna.Study, say: Say) -> None:
