@@ -21,6 +21,7 @@ def test_elements_equal_those_of_the_samples(samples):
 
     with h5py.File(samples / "ideal_10dB.h5") as file:
         torch.testing.assert_close(Panel.uniform_planar().elements, torch.from_numpy(file["elements"][()]))
+    assert torch.equal(Panel.uniform_planar(5).elements, Panel.uniform_planar(5, 5).elements)
 
 
 def test_distances_of_the_default_panel():

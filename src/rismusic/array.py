@@ -166,7 +166,12 @@ class Panel:
 
     @classmethod
     def uniform_planar(
-        cls, rows: int = 12, columns: int = 12, *, spacing_wavelengths: float = 0.5, wavelength: float = 0.3
+        cls,
+        rows: int = 12,
+        columns: int | None = None,
+        *,
+        spacing_wavelengths: float = 0.5,
+        wavelength: float = 0.3,
     ) -> Panel:
         """Uniform planar array in the x-y plane, centred on the origin.
 
@@ -174,7 +179,7 @@ class Panel:
 
         Args:
             rows: number of elements along y.
-            columns: number of elements along x.
+            columns: number of elements along x; as many as rows if it is not given.
             spacing_wavelengths: spacing along x and y, in wavelengths.
             wavelength: in metres.
 
@@ -182,12 +187,15 @@ class Panel:
             InputError: a value that is not positive.
 
         Example:
-            >>> Panel.uniform_planar(12, 12)
+            >>> Panel.uniform_planar(12)
             Panel(144 elements, aperture 2.33 m, spacing 0.15 m, wavelength 0.3 m)
         """
         return cls.from_spec(
             PanelSpec(
-                rows=rows, columns=columns, spacing_wavelengths=spacing_wavelengths, wavelength_m=wavelength
+                rows=rows,
+                columns=rows if columns is None else columns,
+                spacing_wavelengths=spacing_wavelengths,
+                wavelength_m=wavelength,
             )
         )
 
