@@ -26,7 +26,9 @@ from foreign import (
     write_npz,
 )
 
+from rismusic.cli import main
 from rismusic.io import Recording, RecordingWriter, open_recording, read, write
+from rismusic.io.reader import RecordingFile
 from rismusic.io.recording import tensors
 
 FORMATS = list(WRITERS)
@@ -294,3 +296,29 @@ def test_samples() -> None:
         with np.load(SAMPLES / "one_link_20dB.truth.npz") as truth:
             assert file.scenes == len(next(iter(truth.values())))
     assert flat({"truth/range": 1}) == {"truth_range": 1}
+
+
+def test_large_scenes_are_read_few_at_a_time(tmp_path, monkeypatch):
+    path, read_at_once = SAMPLES / "direct_10dB.h5", []
+    whole = RecordingFile._scenes
+
+    def counted(file, start, stop):
+        read_at_once.append(stop - start)
+        return whole(file, start, stop)
+
+    monkeypatch.setattr(RecordingFile, "_scenes", counted)
+    arguments = ["locate", str(path), "--method", "music", "-o"]
+    assert main([*arguments, str(tmp_path / "one.csv")]) == 0
+    assert read_at_once[-1] == 12
+    each = 16 * (16 * 144 + 3 * 5)  # snapshots, and the truth of five sources
+    monkeypatch.setattr("rismusic.io.reader._BLOCK_BYTES", 6 * each - 1)
+    assert main([*arguments, str(tmp_path / "few.csv")]) == 0
+    assert read_at_once[-3:] == [5, 5, 2]
+    one, few = (np.genfromtxt(tmp_path / name, delimiter=",", names=True) for name in ("one.csv", "few.csv"))
+    for name in ("scene", "azimuth_deg", "elevation_deg", "range_m"):
+        np.testing.assert_allclose(few[name], one[name], rtol=1e-4)
+    assert main(["check", str(path)]) in (0, 1)
+    assert max(read_at_once[-3:]) == 5
+    monkeypatch.setattr("rismusic.io.reader._BLOCK_BYTES", 1)
+    with open_recording(path) as file:
+        assert file.scenes_at_a_time == 1

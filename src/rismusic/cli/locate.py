@@ -392,12 +392,13 @@ class Locate(Command):
         from rismusic.hybrid import BLOCK_SCENES
 
         scenes = len(files[0])
+        step = min(BLOCK_SCENES, *(file.scenes_at_a_time for file in files))
         blocks = (
-            Block(start, [file[start : start + BLOCK_SCENES] for file in files])
-            for start in range(first, scenes, BLOCK_SCENES)
+            Block(start, [file[start : start + step] for file in files])
+            for start in range(first, scenes, step)
         )
         left, cores = (
-            math.ceil((scenes - first) / BLOCK_SCENES),
+            math.ceil((scenes - first) / step),
             usable_cores() if self.device == "cpu" else 1,
         )
         workers, threads = min(self.workers, max(1, left)), 1
@@ -412,7 +413,7 @@ class Locate(Command):
             pose_std=self._pose_std(),
             files=(self.file, *self.fuse),
             # The same for any number of workers, so that the estimates are the same to the last bit.
-            single_thread=scenes > BLOCK_SCENES,
+            single_thread=scenes > step,
             one_scene=scenes == 1,
         )
         return run_all(work, blocks, workers=workers, threads=threads, cluster=self.cluster, ordered=True)

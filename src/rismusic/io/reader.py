@@ -40,7 +40,8 @@ SAMPLES = Path(__file__).parent.parent / "samples"
 
 _Word = TypeVar("_Word", bound=str)
 
-_LARGEST_SCENE_BYTES = 2**30
+_LARGEST_SCENE_BYTES = 2**29
+_BLOCK_BYTES = 2**28  # that blocks of scenes have at most, unless a single scene is larger
 # Names of a file that a message lists.
 _SHOWN = 6
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -196,6 +197,13 @@ class RecordingFile:
     def codes_per_scene(self) -> bool:
         """Whether each scene has its own RIS configurations."""
         return self._structure.per_scene("codes")
+
+    @property
+    def scenes_at_a_time(self) -> int:
+        """Number of scenes to read at a time so that memory stays small, at least one."""
+        placements = self._structure.placements.values()
+        each = sum(16 * math.prod(shape[1:]) for shape, scene_axis in placements if scene_axis is not None)
+        return max(1, _BLOCK_BYTES // each)
 
     def __len__(self) -> int:
         return self.scenes
