@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from pathlib import Path
 
 import optuna
 import pytest
@@ -121,6 +122,19 @@ def test_a_result_that_cannot_be_replaced_is_refused_before_the_others_are_writt
     with pytest.raises(InputError, match=r"finals.csv: is a symbolic link"):
         tune(out=folder, resume=True, device="cpu")
     assert {path: path.read_bytes() for path in folder.glob("*.*") if not path.is_symlink()} == before
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self").is_dir(), reason="needs a folder that takes no files, even of root"
+)
+def test_a_folder_that_takes_no_files_is_refused_before_the_study_begins(searched, tmp_path):
+    spec, tuned = searched
+    database = tmp_path / "shared.db"
+    shutil.copy(tuned.folder / "study.db", database)
+    before = database.read_bytes()
+    with pytest.raises(InputError, match=r"/proc/self/best.toml: cannot be written"):
+        tune(spec, out="/proc/self", storage=str(database), study="another", trials=1, device="cpu")
+    assert database.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["locate.toml", "best.toml", "trials.csv", "report.html"])

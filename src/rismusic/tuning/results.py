@@ -309,7 +309,7 @@ _FILES = (
 def check_folder(folder: Path, *, continued: bool) -> None:
     """Check that no file is replaced but earlier results of the same study (if it is ``continued``).
 
-    Links, read-only files and folders in their places are refused.
+    Links, read-only files and folders in their places are refused, and a folder that takes no files.
     """
     present = [name for name in _FILES if os.path.lexists(folder / name)]
     # It is written first, so the others are results if it is one.
@@ -318,7 +318,7 @@ def check_folder(folder: Path, *, continued: bool) -> None:
         raise InputError(
             str(folder), f"contains {present[0]} already, which would be replaced; choose another folder"
         )
-    for name in present:
+    for name in present or _FILES[:1] * folder.is_dir():
         check_output(folder / name, overwrite=True)
 
 
