@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rismusic import Panel, Recording, Sources, load_sample, locate, register_es
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
 from rismusic.estimation.estimate import Estimate, Reason
+from rismusic.estimation.likelihood import sufficient_statistics
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
 from rismusic.metrics import match
@@ -308,6 +310,18 @@ def test_coherent_sources_are_named_in_one_sentence():
     assert len(group) == 3
     assert int(alone) not in group
     assert f"sources {group[1]} and {group[2]} may be reflections of source {group[0]}" in text
+
+
+def test_coherence_of_sources_in_one_place_without_noise():
+    """The matrix of their fields is singular to rounding."""
+    made = simulate(scenes=1, sources=1, snr_db=60, seed=3)
+    place = torch.tensor([[[0.2, 0.1, 0.5]] * 3], dtype=torch.float64)
+    at = sufficient_statistics(made, place, torch.ones(1, 3, dtype=torch.bool))
+    power, noise = torch.full((1, 3), 1e4, dtype=torch.float64), torch.tensor([1e-13], dtype=torch.float64)
+    estimate = SimpleNamespace(sources=SimpleNamespace(power=power), noise_variance=noise)
+    p = diagnosis._coherence_p_value(at, estimate)
+    assert p.isfinite().all()
+    assert (p[0, ~torch.eye(3, dtype=torch.bool)] < 1e-6).all()
 
 
 def test_interference_in_one_snapshot_is_named():

@@ -103,6 +103,7 @@ _NO_SOURCE = -12.0  # log prior (nats) of a signal without any source
 _CERTAIN_NATS, _ELSEWHERE_DEG = 20.0, 5.0
 _BLOCK_SEARCHES = 64  # searches for other positions that are made at a time
 _LEAST_DIFFUSE = 0.3  # weaker diffuse noise, common to a recording, is left out
+_ROUNDING = 1e-12
 _COHERENT = 1e-4  # two sources of a smaller probability of being independent are coherent
 _LONE = 1e-6  # a source whose strongest symbol has a smaller probability sends in one snapshot only
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave (range) is named.
@@ -461,7 +462,10 @@ def _coherence_p_value(
     assert estimate.sources.power is not None
     power = torch.where(active, estimate.sources.power.double(), 0).clamp_min(1e-300)
     noise = estimate.noise_variance.double()
-    inner = at.gram + torch.diag_embed((noise[:, None] / power).to(at.gram.dtype))[:, None]
+    # Sources in one place leave a matrix that is singular to rounding where there is no noise.
+    least = _ROUNDING * at.gram.diagonal(dim1=-2, dim2=-1).real.amax((1, 2))
+    ratio = torch.maximum(noise[:, None] / power, least[:, None])
+    inner = at.gram + torch.diag_embed(ratio.to(at.gram.dtype))[:, None]
     solved = torch.linalg.solve(
         inner, torch.cat((at.gram.expand(-1, at.cross.shape[1], -1, -1), at.cross[..., None]), dim=-1)
     )
