@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -318,7 +317,8 @@ def test_coherence_of_sources_in_one_place_without_noise():
     place = torch.tensor([[[0.2, 0.1, 0.5]] * 3], dtype=torch.float64)
     at = sufficient_statistics(made, place, torch.ones(1, 3, dtype=torch.bool))
     power, noise = torch.full((1, 3), 1e4, dtype=torch.float64), torch.tensor([1e-13], dtype=torch.float64)
-    estimate = SimpleNamespace(sources=SimpleNamespace(power=power), noise_variance=noise)
+    estimate = locate(made, n_sources=3, method="omp")
+    estimate = replace(estimate, sources=replace(estimate.sources, power=power), noise_variance=noise)
     p = diagnosis._coherence_p_value(at, estimate)
     assert p.isfinite().all()
     assert (p[0, ~torch.eye(3, dtype=torch.bool)] < 1e-6).all()
