@@ -208,7 +208,7 @@ def check(recording: str | Path | Recording, *, fit: bool = True) -> CheckReport
     with open_recording(recording) as file:
         head = {"file": f"{file.path} ({file.format})", "scenes S": str(file.scenes)}
         ignored = {"fields not used": ", ".join(file.ignored)} if file.ignored else {}
-        return _check(file.batches(min(_BLOCK, file.scenes_at_a_time)), file[:1], head, ignored, fit=fit)
+        return _check(file.batches(_BLOCK), file[:1], head, ignored, fit=fit)
 
 
 def _check(

@@ -103,7 +103,7 @@ _NO_SOURCE = -12.0  # log prior (nats) of a signal without any source
 _CERTAIN_NATS, _ELSEWHERE_DEG = 20.0, 5.0
 _BLOCK_SEARCHES = 64  # searches for other positions that are made at a time
 _LEAST_DIFFUSE = 0.3  # weaker diffuse noise, common to a recording, is left out
-_ROUNDING = 1e-12
+_ROUNDING = 1e-12  # smaller parts of a matrix, relative to its largest element, are rounding errors
 _COHERENT = 1e-4  # two sources of a smaller probability of being independent are coherent
 _LONE = 1e-6  # a source whose strongest symbol has a smaller probability sends in one snapshot only
 # Log-likelihood ratio (nats) from which on a source is no point, it moves, and another wave (range) is named.

@@ -239,11 +239,12 @@ class RecordingFile:
         return of_single_subcarrier(recording)
 
     def batches(self, scenes: int) -> Iterator[Recording]:
-        """Yield all scenes in blocks of ``scenes``; the last block may be smaller."""
+        """Yield all scenes in blocks of ``scenes``, fewer where they are large; the last may be smaller."""
         if scenes < 1:
             raise InputError("scenes", f"a batch needs at least one scene; got {scenes}")
-        for start in range(0, self.scenes, scenes):
-            yield self[start : start + scenes]
+        step = min(scenes, self.scenes_at_a_time)
+        for start in range(0, self.scenes, step):
+            yield self[start : start + step]
 
     def close(self) -> None:
         """Close the file."""
