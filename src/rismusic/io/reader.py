@@ -203,7 +203,8 @@ class RecordingFile:
         """Number of scenes to read at a time so that memory stays small, at least one."""
         placements = self._structure.placements.values()
         each = sum(16 * math.prod(shape[1:]) for shape, scene_axis in placements if scene_axis is not None)
-        return max(1, _BLOCK_BYTES // each)
+        # MATLAB drops the axis of the scenes where there is one, so that no field may have it.
+        return max(1, _BLOCK_BYTES // max(1, each))
 
     def __len__(self) -> int:
         return self.scenes
