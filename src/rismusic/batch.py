@@ -28,6 +28,10 @@ class Batch:
 
     def __getitem__(self: B, scenes: slice | Tensor | int) -> B:
         """Some of the scenes."""
+        values = (getattr(self, field.name) for field in fields(self) if field.name not in self.shared)
+        first = next((value for value in values if isinstance(value, Tensor)), None)
+        if first is not None and takes_all(scenes, len(first)):
+            return self
         return self.each(lambda value: value[scenes])
 
     def to(self: B, target: torch.device | str) -> B:
@@ -46,6 +50,13 @@ class Batch:
             return old.index_copy(0, scenes, new)
 
         return merged(put, self, others)
+
+
+def takes_all(index: slice | Tensor | int, scenes: int) -> bool:
+    """Whether an index takes all scenes in order; false if that would take long to find out."""
+    if isinstance(index, slice):
+        return index.indices(scenes) == (0, scenes, 1)
+    return isinstance(index, Tensor) and index.dtype == torch.int64 and index.shape == (1,) and scenes == 1
 
 
 def merged(change: Callable[..., Tensor], *batches: B) -> B:

@@ -24,6 +24,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.array import ArrayLike, to_tensor
+from rismusic.batch import takes_all
 from rismusic.errors import InputError
 
 _BLOCK = 8  # scenes whose matrices G_l are formed together
@@ -290,7 +291,9 @@ class Link:
 
     def __getitem__(self, scenes: slice | Tensor) -> Link:
         """Link of a subset of scenes; parts shared by all scenes are kept whole."""
-        return self._each(lambda part, shared: part if part.ndim == shared else part[scenes])
+        return self._each(
+            lambda part, shared: part if part.ndim == shared or takes_all(scenes, len(part)) else part[scenes]
+        )
 
     def shared(self, scene: int) -> Link:
         """The link of one scene, as one that all scenes share."""
@@ -303,7 +306,8 @@ class Link:
         for name in names:
             if (part := getattr(self, name)) is not None:
                 changed[name] = change(part, 2 + (name == "channel" and self.subcarriers > 1))
-        return replace(self, **changed)
+        unchanged = all(part is getattr(self, name) for name, part in changed.items())
+        return self if unchanged else replace(self, **changed)
 
 
 def _for_columns(pilots: Tensor, columns: int) -> Tensor:

@@ -19,6 +19,7 @@ from rismusic.estimation.model_error import (
     _Path,
     _Residual,
     diffuse_evidence,
+    fields_on_panel,
     model_error,
     motion,
     spread_gain,
@@ -64,11 +65,11 @@ def restricted(recording, scene, tau, rho):
 def test_evidence_against_dense_matrices(tau):
     recording = made(hardware={"static_phase_rad": 0.3})
     positions, active = unpack(recording.truth, recording)
-    at = _Residual.of(recording, positions, active, tau)
+    at = _Residual.of(recording, fields_on_panel(recording, positions, active), active, tau)
     for scene in range(3):
         plain = restricted(recording, scene, 0.0, 0.0)
         torch.testing.assert_close(
-            diffuse_evidence(recording, positions, active, (tau,))[scene, 0],
+            diffuse_evidence(recording, fields_on_panel(recording, positions, active), active, (tau,))[scene, 0],
             restricted(recording, scene, tau, 0.0) - plain,
         )
     gain, error = _panel_error([at], torch.full_like(at.freedom, -math.inf))
@@ -156,7 +157,7 @@ def test_no_ratio_that_matters_is_left_out(error):
     """Bounds hold for every ratio, and the result is that of all ratios in double precision."""
     recording = made(12, hardware={"static_phase_rad": error})
     positions, active = unpack(recording.truth, recording)
-    at = _Residual.of(recording, positions, active, 0.0)
+    at = _Residual.of(recording, fields_on_panel(recording, positions, active), active, 0.0)
     single = at.normal_equations(torch.complex64)
     W, z, _ = at.normal_equations(torch.complex128)
     largest = _explained(*single[:2], torch.full((12,), _RATIOS[-1]))
@@ -189,7 +190,7 @@ def test_subcarriers_share_the_panel_error():
     ).stacked()
     positions, active = unpack(recording.truth, recording)
     parts = [recording.subcarrier(f) for f in range(2)]
-    residuals = [_Residual.of(one, positions, active, 0.0, subcarriers=2) for one in parts]
+    residuals = [_Residual.of(one, fields_on_panel(one, positions, active), active, 0.0, subcarriers=2) for one in parts]
     gain, _ = _panel_error(residuals, torch.full((2,), -math.inf, dtype=torch.float64))
     C, J, y = [], [], []
     for one, at in zip(parts, residuals, strict=True):
@@ -228,4 +229,5 @@ def test_sources_that_nearly_coincide_are_no_evidence_of_diffuse_noise():
     low = replace(recording, channel=channel, snapshots=received(channel) + noise)
     at, _ = unpack(truth, recording)
     at = torch.cat([at + n * torch.tensor([1e-6, 1e-6, 0]) for n in range(4)], dim=1)
-    assert (diffuse_evidence(low, at, torch.ones(4, 4, dtype=torch.bool), (0.5, 5.0, 50.0)) < 0).all()
+    active = torch.ones(4, 4, dtype=torch.bool)
+    assert (diffuse_evidence(low, fields_on_panel(low, at, active), active, (0.5, 5.0, 50.0)) < 0).all()

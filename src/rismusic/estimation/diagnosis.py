@@ -64,6 +64,7 @@ from rismusic.estimation.model_error import (
     ModelError,
     can_err,
     diffuse_evidence,
+    fields_on_panel,
     model_error,
     motion,
     spread_gain,
@@ -341,7 +342,9 @@ def _weighed_twice(
     white = whitened_by(recording, torch.full_like(error.diffuse, common))
     again, _ = _weighed(white, make(spec)(white, "auto"), make, spec)
     # Scenes whose own snapshots speak against it stay as they are.
-    evidence = diffuse_evidence(recording, *unpack(again.sources, recording), (common,))[:, 0]
+    positions, active = unpack(again.sources, recording)
+    fields = fields_on_panel(recording, positions, active)
+    evidence = diffuse_evidence(recording, fields, active, (common,))[:, 0]
     share = (share * len(recording) + _PRIOR[0]) / (len(recording) + sum(_PRIOR))
     some = _all_but_many(evidence > math.log(1 / share - 1)).nonzero()[:, 0]
     again = again[some]
@@ -501,9 +504,15 @@ def _weighed(
     S, most = len(recording), int(count.max())
     evidence = _Evidence.empty(S, most, count.device)
     numbers = torch.arange(most + 1, device=count.device)
-    # First the strongest of the sources, which come in order of power, at the positions that they have.
-    scenes, kept = (numbers <= count[:, None]).nonzero().unbind(-1)
-    evidence.put(scenes, kept, recording[scenes], _strongest(estimate[scenes], kept), volume)
+    # First the strongest of the sources, which come in order of power, at the positions that they have. If one
+    # less is negligible, so are fewer: their fields are those of some of the sources.
+    missing = count[:, None] - numbers
+    for some in (missing == 0) | (missing == 1), missing > 1:
+        likely = torch.maximum(evidence.none, evidence.error)
+        lack = (evidence.none.amax(1, keepdim=True) - likely).masked_fill(missing != 1, 0).amax(1)
+        scenes, kept = (some & ~(lack > _NEGLIGIBLE_NATS)[:, None]).nonzero().unbind(-1)
+        if len(scenes):
+            evidence.put(scenes, kept, recording[scenes], _strongest(estimate[scenes], kept), volume)
     plain = evidence.none.gather(1, count[:, None])[:, 0]
     share, _ = _common_prior(evidence.none.logsumexp(1), evidence.error.logsumexp(1))
     odds = math.log(share / (1 - share))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rismusic.array import to_db
-from rismusic.batch import Batch, concatenate
+from rismusic.batch import Batch, concatenate, takes_all
 from rismusic.crb import POSITION, unconditional_crb
 from rismusic.errors import InputError, check_choice, not_installed, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
@@ -351,6 +351,8 @@ class Estimate(Batch):
         if isinstance(scenes, int):
             scenes = range(len(self))[scenes]
             scenes = slice(scenes, scenes + 1)
+        if takes_all(scenes, len(self)):
+            return self
         numbers = torch.arange(len(self))[scenes.cpu() if isinstance(scenes, Tensor) else scenes].tolist()
         return replace(
             super().__getitem__(scenes),

@@ -42,6 +42,7 @@ import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -54,7 +55,7 @@ from rismusic.devices import blocks
 from rismusic.estimation.calibration import covariance_through_panel, whiten
 from rismusic.estimation.goodness_of_fit import outside
 from rismusic.estimation.likelihood import orthonormal
-from rismusic.estimation.maximum_likelihood import kernel_for, unpack
+from rismusic.estimation.maximum_likelihood import compiled_fits, kernel_for, unpack
 from rismusic.io import Recording
 from rismusic.sources import Sources
 
@@ -62,6 +63,8 @@ from rismusic.sources import Sources
 # noise.
 _RATIOS = (0.03, 0.15, 0.7, 3.0, 15.0, 70.0, 300.0, 1500.0)
 _DIFFUSE = (0.5, 1.5, 5.0, 15.0, 50.0)  # powers tau of the diffuse noise that are tried
+# Log evidence (nats) of diffuse noise alone below which none is tried beside an error of the panel.
+_NO_DIFFUSE_NATS = -3.0
 # Standard deviations of a source's direction that are tried (rad), and directions.
 _SPREADS_RAD = (0.003, 0.006, 0.012, 0.024, 0.048)
 _DIRECTIONS = 8
@@ -138,18 +141,22 @@ def model_error(
         most = max(1, int(active[block].sum(-1).max()))
         part, x, there = recording[order[block]], positions[block, :most], active[block, :most]
         floor = least[order[block]]
-        white = [_Residual.of(part.subcarrier(f), x, there, 0.0, subcarriers=F) for f in range(F)]
+        bands = [part.subcarrier(f) for f in range(F)]
+        fields = [fields_on_panel(band, x, there) for band in bands]
+        white = [_Residual.of(*band, there, 0.0, subcarriers=F) for band in zip(bands, fields, strict=True)]
         gain, error = _panel_error(white, floor)
         tau = torch.zeros_like(gain)
         if part.channel is not None and L > 1 and F == 1:
-            alone = diffuse_evidence(part, x, there, _DIFFUSE)
+            alone = diffuse_evidence(part, fields[0], there, _DIFFUSE)
             best, which = (alone + _LOG_DIFFUSE).max(1)
             level = alone.new_tensor(_DIFFUSE)[which]
-            # The panel's error beside the most probable level of the diffuse noise; there may be none.
-            coloured = _Residual.of(part, x, there, level)
-            more, also = _panel_error([coloured], torch.maximum(gain, floor) - best)
-            also = torch.where(more > 0, also, 0.0)
-            best = best + more.clamp_min(0)
+            # The panel's error beside the most probable level of the diffuse noise, where there may be any.
+            also, likely = torch.zeros_like(gain), (best > _NO_DIFFUSE_NATS).nonzero()[:, 0]
+            if len(likely):
+                coloured = _Residual.of(part[likely], fields[0][likely], there[likely], level[likely])
+                more, size = _panel_error([coloured], (torch.maximum(gain, floor) - best)[likely])
+                also[likely] = torch.where(more > 0, size, 0.0)
+                best[likely] += more.clamp_min(0)
             take = best > gain
             gain, error, tau = (
                 torch.where(take, one, other) for one, other in ((best, gain), (also, error), (level, tau))
@@ -164,13 +171,14 @@ def model_error(
 
 def diffuse_evidence(
     recording: Recording,
-    positions: Float[Tensor, "S K 3"],
+    fields: Complex[Tensor, "S _ K N"],
     active: Bool[Tensor, "S K"],
     levels: Sequence[float],
 ) -> Float[Tensor, "S levels"]:
     r"""Log evidence (nats) that some levels of diffuse noise add, without a panel error.
 
-    In the basis of the eigenvectors of :math:`H H^H`, :math:`\Sigma` is diagonal for all levels.
+    ``fields`` are those of :func:`fields_on_panel`. In the basis of the eigenvectors of :math:`H H^H`,
+    :math:`\Sigma` is diagonal for all levels.
     """
     assert recording.channel is not None
     y = recording.snapshots.to(torch.complex128)
@@ -180,7 +188,7 @@ def diffuse_evidence(
     values = (values * (M / values.sum(-1, keepdim=True))).clamp_min(0)
     rotated = basis.mH @ H
     # Only the span of C_l matters. Of sources that nearly coincide, C_l^H C_l has no reliable determinant.
-    C = orthonormal(_through(_on_panel(recording, positions, active), rotated).mT).mT  # [S, L or 1, K, M]
+    C = orthonormal(_through(fields, rotated).mT).mT  # [S, L or 1, K, M]
     y = y @ basis.conj()
     repeats = L // C.shape[1]
     tau = values.new_tensor([0.0, *levels])
@@ -279,6 +287,11 @@ def motion(recording: Recording, sources: Sources, least: Float[Tensor, "S"] | N
     _, L, M = recording.snapshots.shape
     for some in blocks(len(scene), 128 * L * (M * (active.shape[1] + 4) + recording.panel.size), gain.device):
         row, column = scene[some], source[some]
+        if least is not None:  # as in _Path.fit, with what the first step promises
+            likely = (1 + _FURTHER) * in_all[row, column] + _FURTHER > least[row]
+            row, column = row[likely], column[likely]
+        if len(row) == 0:
+            continue
         exact = _Path(recording[row], positions[row], active[row], column)
         in_all[row, column], path[row, column] = exact.fit(least=None if least is None else least[row])
         gain[row, column] = 0.0
@@ -485,7 +498,7 @@ class _Residual(Batch):
     def of(
         cls,
         recording: Recording,
-        positions: Tensor,
+        on_panel: Tensor,
         active: Tensor,
         diffuse: float | Tensor,
         *,
@@ -493,22 +506,21 @@ class _Residual(Batch):
     ) -> _Residual:
         """Project the sources out of the data, whitened by the diffuse noise.
 
-        The unknown positions count for each of the subcarriers in part.
+        The sources have the given fields on the panel, and their unknown positions count for each of the subcarriers in part.
         """
         H, y = recording.channel, recording.snapshots.to(torch.complex128)
         S, L, M = y.shape
-        P = _on_panel(recording, positions, active)
         if H is not None:
             H = H.to(torch.complex128).expand(S, -1, -1)
         tau = torch.as_tensor(diffuse, dtype=torch.float64, device=y.device).expand(S)
         if bool((tau > 0).any()):
             assert H is not None
             H, y = whiten(torch.linalg.cholesky(covariance_through_panel(H, tau)), H, y)
-        fields = P if H is None else _through(P, H)  # C_l^T, [S, L, K, M]
+        fields = on_panel if H is None else _through(on_panel, H)  # C_l^T, [S, L, K, M]
         C = fields.expand(S, L, -1, M).mT  # [S, L, M, K]
         Q = orthonormal(C)
         rest = outside(Q, y[..., None])[..., 0]
-        field = (P * _least_squares(C, y)[..., None]).sum(-2)
+        field = (on_panel * _least_squares(C, y)[..., None]).sum(-2)
         return cls(H, field, Q, rest, residual_dimensions(active, L, M, subcarriers))
 
     def normal_equations(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -642,8 +654,19 @@ def _most_explained(
     (Golub and Meurant, *Matrices, Moments and Quadrature with Applications*, 2010, chapters 6 and 7), and by
     its value at the largest ratio.
     """
+    share = torch.minimum(_explained_at_most(W, z), largest[:, None])
+    most = torch.where(share < _CERTAIN, -freedom[:, None] * (1 - share).log(), math.inf)
+    return most + _SINGLE_NATS
+
+
+def _explained_at_most(W: Complex[Tensor, "B N N"], z: Complex[Tensor, "B N"]) -> Float[Tensor, "B ratios"]:
+    r"""Upper bound of :math:`\rho\, z^H (I + \rho W)^{-1} z`; see :func:`_most_explained`."""
+    if z.dtype == torch.complex64 and z.device.type == "cpu" and compiled_fits() is not None:
+        kernel = import_module("rismusic.estimation.model_error_kernel")
+        compiled: Tensor = kernel.explained_at_most(W, z, _RATIOS, _LANCZOS)
+        return compiled
     tiny = torch.finfo(torch.float32).tiny
-    ratios = freedom.new_tensor(_RATIOS)
+    ratios = W.real.new_tensor(_RATIOS, dtype=torch.float64)
     energy = squared_modulus(z).double().sum(-1)
     # W v as one real product: [Re v, -Im v] and [Im v, Re v] meet real and imaginary parts of the rows of W.
     rows = torch.view_as_real(W).flatten(2).mT
@@ -667,9 +690,7 @@ def _most_explained(
             + ratios * diagonal[number][:, None]
             - (ratios.square() * beside[number + 1][:, None] / fraction)
         )
-    share = torch.minimum(ratios * energy[:, None] / fraction, largest[:, None])
-    most = torch.where(share < _CERTAIN, -freedom[:, None] * (1 - share).log(), math.inf)
-    return most + _SINGLE_NATS
+    return ratios * energy[:, None] / fraction
 
 
 def _least_log_det(W: Complex[Tensor, "B N N"], largest: Float[Tensor, "B"]) -> Float[Tensor, "B ratios"]:
@@ -697,7 +718,7 @@ def _explained(
     return rho.double() * squared_modulus(white).double().sum(-1), log_det
 
 
-def _on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Complex[Tensor, "S _ K N"]:
+def fields_on_panel(recording: Recording, positions: Tensor, active: Tensor) -> Complex[Tensor, "S _ K N"]:
     """c_l times the steering vector of each source, [S, L or 1, K, N]."""
     azimuth, elevation, q = positions.unbind(-1)
     A = (steering(recording.panel, azimuth, elevation, 1 / q) * active[:, None]).mT[:, None]

@@ -43,7 +43,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from rismusic.array import steering
-from rismusic.batch import Batch
+from rismusic.batch import Batch, takes_all
 from rismusic.devices import block_size, blocks, memory_budget
 from rismusic.estimation.grid import REMADE, SearchGrid
 from rismusic.estimation.likelihood import orthonormal
@@ -332,6 +332,8 @@ class GridSearch:
 
     def __getitem__(self, scenes: Int64[Tensor, "_"]) -> GridSearch:
         """The search of some scenes, with the energies computed so far."""
+        if takes_all(scenes, len(self.recording)):
+            return self
         part = copy(self)
         part.recording, part.link = self.recording[scenes], self.link[scenes]
         part._strongest = self._strongest_of(scenes)

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, pad
 
+from rismusic.batch import takes_all
 from rismusic.covariance import BackProjection, Covariance, back_project, projected_covariance
 from rismusic.errors import InputError
 from rismusic.estimation.calibration import whitened
@@ -110,6 +111,8 @@ class SpatialPrior:
 
     def __getitem__(self, scenes: slice | Tensor) -> SpatialPrior:
         """The prior of some scenes."""
+        if takes_all(scenes, len(self.near)):
+            return self
         return replace(self, near=self.near[scenes])
 
     def __call__(
