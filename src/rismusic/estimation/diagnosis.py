@@ -129,6 +129,7 @@ _LEVELS = (0.03, 0.06, 0.12, 0.25, 0.5)  # levels of the panel error with which 
 # doubtful with the others of its recording.
 _BEYOND_NATS = 4.5
 _OUTSIDE = -5.0  # log prior (nats) of sources outside the search volume
+_NEARLY_NATS = 5.0  # evidence (nats) that a rough fit may lack against the fit after a complete search
 _NEARLY_ALL = 0.9  # share of the scenes of a recording from which on the others have what these show
 # Log-likelihood ratio (nats) of an error of the receiver in all scenes from which on it is there, and
 # repetitions of its removal.
@@ -175,7 +176,8 @@ def diagnosed(
         if len(some):
             part, located = recording[some], estimate[some]
             evidence = _evidence(part, located.sources, Volume.from_spec(spec))
-            estimate = _put(estimate, some, _with_wide_search(part, located, evidence, spec)[0])
+            fresh, _ = _with_wide_search(part, located, evidence, outside[some], spec)
+            estimate = _put(estimate, some, fresh)
     if recording.pilots is None and len(spec.unknowns) == len(POSITION):
         estimate = _with_pairs(recording, estimate, spec)
     found += _compressed(compressed, estimate)
@@ -550,7 +552,8 @@ def _weighed(
     found = ModelError(probable - 0.5, evidence.panel_error[scenes, chosen], evidence.diffuse[scenes, chosen])
     if len(doubted) == 0:
         return result, found
-    wide, taken = _with_wide_search(recording[doubted], result[doubted], best[doubted], spec)
+    certain = (outside | (probable > 0.5))[doubted]
+    wide, taken = _with_wide_search(recording[doubted], result[doubted], best[doubted], certain, spec)
     # What sources outside the search volume explain is no error of the model.
     found.gain[doubted[taken]] = -0.5
     return _put(result, doubted, wide), found
@@ -674,16 +677,29 @@ def _gain_outside(recording: Recording, estimate: Estimate, spec: LocateSpec) ->
 
 
 def _with_wide_search(
-    recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
+    recording: Recording,
+    estimate: Estimate,
+    evidence: Float[Tensor, "S"],
+    certain: Bool[Tensor, "S"],
+    spec: LocateSpec,
 ) -> tuple[Estimate, Int64[Tensor, "B"]]:
-    """Take sources outside the search volume where they explain the data better, and return these scenes."""
+    """Take sources outside the search volume where they explain the data better, and return these scenes.
+
+    Scenes that are not ``certain`` to need it are searched if one source elsewhere may gain something.
+    """
+    searched = certain.clone()
+    if len(rest := (~certain).nonzero()[:, 0]):
+        searched[rest] = _may_gain_elsewhere(recording[rest], estimate[rest], evidence[rest], spec)
+    some = searched.nonzero()[:, 0]
+    if len(some) == 0:
+        return estimate, some
     wide = wide_settings(recording, spec).replace(method="relax", oversampling=_COARSE)
-    other = ClassicalEstimator(wide)(recording, "auto")
-    gain = _evidence(recording, other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence
-    take = (gain > 0).nonzero()[:, 0]
-    if len(take) == 0:
-        return estimate, take
-    taken = other[take]
+    other = ClassicalEstimator(wide)(recording[some], "auto")
+    gain = _evidence(recording[some], other.sources, Volume.from_spec(wide)) + _OUTSIDE - evidence[some]
+    better = (gain > 0).nonzero()[:, 0]
+    if len(better) == 0:
+        return estimate, better
+    take, taken = some[better], other[better]
     found = []
     for row, which in enumerate(_outside(taken.sources, Volume.from_spec(spec))):
         text = f"a search of all directions and ranges explains the data better than {spec.method}"
@@ -693,6 +709,34 @@ def _with_wide_search(
             text = f"{named} outside the search volume, found by a search of all directions and ranges"
         found.append((row, Reason(text)))
     return _put(estimate, take, noted(taken, found, spec=spec)), take
+
+
+def _may_gain_elsewhere(
+    recording: Recording, estimate: Estimate, evidence: Float[Tensor, "S"], spec: LocateSpec
+) -> Bool[Tensor, "S"]:
+    """Whether one source more, or one of the sources elsewhere, may explain the data better.
+
+    All directions and ranges are searched for that one source, and all sources are fitted roughly. What a
+    complete search finds begins with such a step.
+    """
+    grid = searched_grid(recording, wide_settings(recording, spec).replace(oversampling=_COARSE))
+    positions, active = unpack(estimate.sources, recording)
+    S, K = active.shape
+    # Each source in turn is taken away; last, none is.
+    without = torch.eye(K + 1, K, dtype=torch.bool, device=active.device)
+    scenes, which = (torch.cat((active, active.new_ones(S, 1)), dim=1)).nonzero().unbind(-1)
+    kept, others = active[scenes] & ~without[which], positions[scenes]
+    assert estimate.sources.power is not None
+    power = torch.where(active, estimate.sources.power, 0).double()[scenes]
+    levels = power, estimate.noise_variance.double()[scenes]
+    place = GridSearch(Dictionary.of(grid), recording).place_beside(scenes, others, kept, levels)
+    start = pack(torch.cat((others, place[:, None]), dim=1), torch.cat((kept, kept.new_ones(len(kept), 1)), 1))
+    part = recording[scenes]
+    fit = nfmle(part, start, grid.volume, criterion=spec.criterion, options=ROUGH)
+    gain = log_evidence(part, fit, grid.volume) + _OUTSIDE - evidence[scenes]
+    best = torch.full_like(evidence, -math.inf).scatter_reduce(0, scenes, gain, "amax")
+    # Sources in one place, as at the boundary of the search volume, have no evidence.
+    return (best > -_NEARLY_NATS) | (best == -math.inf)
 
 
 def _outside(sources: Sources, volume: Volume) -> Bool[Tensor, "S K"]:
