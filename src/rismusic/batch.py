@@ -47,7 +47,7 @@ class Batch:
 
         def put(old: Tensor, new: Tensor) -> Tensor:
             old, new = same_width(old, new)
-            return old.index_copy(0, scenes, new)
+            return new if takes_all(scenes, len(old)) else old.index_copy(0, scenes, new)
 
         return merged(put, self, others)
 

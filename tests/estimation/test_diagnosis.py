@@ -13,7 +13,8 @@ import torch
 from rismusic import Panel, Recording, Sources, load_sample, locate, register_estimator, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
-from rismusic.estimation.estimate import Estimate, Reason
+from rismusic.estimation.estimate import Estimate, Reason, fit_at
+from rismusic.estimation.grid import Volume
 from rismusic.estimation.likelihood import sufficient_statistics
 from rismusic.estimation.model_error import with_dense_operator
 from rismusic.io import read
@@ -739,3 +740,20 @@ def test_sources_that_send_now_and_then_are_sound(generator):
     found = locate(blind(made, snapshots=signal.mT + noise), method="omp")
     assert not any(said(found, "only: interference there"))
     assert found.status.count("ok") >= 11
+
+
+def test_all_directions_are_searched_only_where_a_source_elsewhere_may_gain():
+    made = blind(simulate(scenes=6, sources=2, snr_db=15, seed=4))
+    two, one = (locate(made, method="omp", n_sources=count) for count in (2, 1))
+
+    def may_gain(found):
+        evidence = diagnosis._evidence(made, found.sources, Volume.from_spec(found.spec))
+        return diagnosis._may_gain_elsewhere(made, found, evidence, found.spec)
+
+    assert not may_gain(two).any()
+    assert may_gain(one).all()
+    # The same number of sources, one of them elsewhere.
+    azimuth = two.sources.azimuth.clone()
+    azimuth[:, 1] += math.radians(12)
+    moved = fit_at(made, replace(two.sources, azimuth=azimuth), Volume.from_spec(two.spec)).sources
+    assert may_gain(replace(two, sources=moved)).all()

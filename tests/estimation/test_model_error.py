@@ -69,7 +69,9 @@ def test_evidence_against_dense_matrices(tau):
     for scene in range(3):
         plain = restricted(recording, scene, 0.0, 0.0)
         torch.testing.assert_close(
-            diffuse_evidence(recording, fields_on_panel(recording, positions, active), active, (tau,))[scene, 0],
+            diffuse_evidence(recording, fields_on_panel(recording, positions, active), active, (tau,))[
+                scene, 0
+            ],
             restricted(recording, scene, tau, 0.0) - plain,
         )
     gain, error = _panel_error([at], torch.full_like(at.freedom, -math.inf))
@@ -190,7 +192,10 @@ def test_subcarriers_share_the_panel_error():
     ).stacked()
     positions, active = unpack(recording.truth, recording)
     parts = [recording.subcarrier(f) for f in range(2)]
-    residuals = [_Residual.of(one, fields_on_panel(one, positions, active), active, 0.0, subcarriers=2) for one in parts]
+    residuals = [
+        _Residual.of(one, fields_on_panel(one, positions, active), active, 0.0, subcarriers=2)
+        for one in parts
+    ]
     gain, _ = _panel_error(residuals, torch.full((2,), -math.inf, dtype=torch.float64))
     C, J, y = [], [], []
     for one, at in zip(parts, residuals, strict=True):

@@ -55,5 +55,5 @@ def test_the_network_runs_once_for_a_scene_that_is_fitted_again(weights, monkeyp
     monkeypatch.setattr(NetworkOutput, "compute", classmethod(computed))
     monkeypatch.setattr(diagnosis._Evidence, "put", weighed)
     locate(made, method="hybrid", weights=weights, **SETTINGS)
-    assert len(counted) == 2  # the second time for fits of fewer sources
+    assert len(counted) == 3  # the last time for fits of fewer sources
     assert scenes == [8]

@@ -506,13 +506,14 @@ def _weighed(
     S, most = len(recording), int(count.max())
     evidence = _Evidence.empty(S, most, count.device)
     numbers = torch.arange(most + 1, device=count.device)
-    # First the strongest of the sources, which come in order of power, at the positions that they have. If one
-    # less is negligible, so are fewer: their fields are those of some of the sources.
+    # First the strongest of the sources, which come in order of power, at the positions that they have. If
+    # one less is negligible, so are fewer, whose fields are those of some of them.
     missing = count[:, None] - numbers
-    for some in (missing == 0) | (missing == 1), missing > 1:
-        likely = torch.maximum(evidence.none, evidence.error)
-        lack = (evidence.none.amax(1, keepdim=True) - likely).masked_fill(missing != 1, 0).amax(1)
-        scenes, kept = (some & ~(lack > _NEGLIGIBLE_NATS)[:, None]).nonzero().unbind(-1)
+    for some in missing.abs() <= 1, missing > 1:
+        one_less = torch.maximum(evidence.none, evidence.error).masked_fill(missing != 1, -math.inf).amax(1)
+        negligible = evidence.none.amax(1) - one_less > _NEGLIGIBLE_NATS  # false before the first pass
+        tried = some & (missing >= 0) & ~negligible[:, None]
+        scenes, kept = tried.nonzero().unbind(-1)
         if len(scenes):
             evidence.put(scenes, kept, recording[scenes], _strongest(estimate[scenes], kept), volume)
     plain = evidence.none.gather(1, count[:, None])[:, 0]
@@ -686,9 +687,10 @@ def _with_wide_search(
     """Take sources outside the search volume where they explain the data better, and return these scenes.
 
     Scenes that are not ``certain`` to need it are searched if one source elsewhere may gain something.
+    Pilots are those of a certain number of sources.
     """
-    searched = certain.clone()
-    if len(rest := (~certain).nonzero()[:, 0]):
+    searched = certain.clone() if recording.pilots is None else torch.ones_like(certain)
+    if len(rest := (~searched).nonzero()[:, 0]):
         searched[rest] = _may_gain_elsewhere(recording[rest], estimate[rest], evidence[rest], spec)
     some = searched.nonzero()[:, 0]
     if len(some) == 0:
@@ -721,16 +723,19 @@ def _may_gain_elsewhere(
     """
     grid = searched_grid(recording, wide_settings(recording, spec).replace(oversampling=_COARSE))
     positions, active = unpack(estimate.sources, recording)
-    S, K = active.shape
-    # Each source in turn is taken away; last, none is.
+    K = active.shape[1]
+    # Each source in turn is taken away; last, none is, if the data can identify one more.
     without = torch.eye(K + 1, K, dtype=torch.bool, device=active.device)
-    scenes, which = (torch.cat((active, active.new_ones(S, 1)), dim=1)).nonzero().unbind(-1)
+    one_more = active.sum(1, keepdim=True) < most_sources(recording, grid.volume)
+    scenes, which = torch.cat((active, one_more), dim=1).nonzero().unbind(-1)
     kept, others = active[scenes] & ~without[which], positions[scenes]
     assert estimate.sources.power is not None
     power = torch.where(active, estimate.sources.power, 0).double()[scenes]
     levels = power, estimate.noise_variance.double()[scenes]
     place = GridSearch(Dictionary.of(grid), recording).place_beside(scenes, others, kept, levels)
-    start = pack(torch.cat((others, place[:, None]), dim=1), torch.cat((kept, kept.new_ones(len(kept), 1)), 1))
+    start = pack(
+        torch.cat((others, place[:, None]), dim=1), torch.cat((kept, kept.new_ones(len(kept), 1)), 1)
+    )
     part = recording[scenes]
     fit = nfmle(part, start, grid.volume, criterion=spec.criterion, options=ROUGH)
     gain = log_evidence(part, fit, grid.volume) + _OUTSIDE - evidence[scenes]
@@ -1020,7 +1025,7 @@ def _grating_lobes(recording: Recording, estimate: Estimate, spec: LocateSpec) -
 
 def _motion(recording: Recording, estimate: Estimate) -> tuple[Sources, Bool[Tensor, "S K"], list[Finding]]:
     """The sources, with one that moves in the middle of its path; which of them move; sentences on these."""
-    path = motion(recording, estimate.sources)
+    path = motion(recording, estimate.sources, torch.full_like(estimate.p_value, _MOTION_NATS))
     found: list[Finding] = []
     moves = path.gain > _MOTION_NATS
     angle = path.change.norm(dim=-1).rad2deg()

@@ -26,6 +26,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numba
@@ -1654,10 +1655,15 @@ def _long_channel(link: Link) -> Tensor:
     return each.flatten(-3, -2)
 
 
+@lru_cache
+def _nothing(axes: int, dtype: torch.dtype) -> npt.NDArray[Any]:
+    return torch.empty((0,) * axes, dtype=dtype).numpy()
+
+
 def _numbers(value: Tensor | None, axes: int, dtype: torch.dtype) -> npt.NDArray[Any]:
     """A contiguous array with this number of axes; an empty one for ``None``."""
     if value is None:
-        return torch.empty((0,) * axes, dtype=dtype).numpy()
+        return _nothing(axes, dtype)
     value = value if value.ndim == axes else value[None]
     if value.dtype != dtype or value.is_conj() or value.is_neg() or not value.is_contiguous():
         value = value.to(dtype).resolve_conj().resolve_neg().contiguous()

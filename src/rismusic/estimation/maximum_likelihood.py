@@ -472,7 +472,7 @@ def unpack(start: Sources, recording: Recording) -> tuple[Float[Tensor, "S K 3"]
     azimuth, elevation, distance = (value.double() for value in start.filled())
     positions = torch.stack((azimuth, elevation, 1 / distance), dim=-1)
     # Ranges may be infinite; one of 0 has an infinite inverse.
-    if not (positions.isfinite().all() and (positions[..., 2] >= 0).all()):
+    if not bool((positions.isfinite().all(-1) & (distance >= 0)).all()):
         for name, value in (("azimuth", azimuth), ("elevation", elevation)):
             if not value.isfinite().all():
                 raise InputError(f"start.{name}", "values must be finite, or NaN where there is no source")

@@ -506,7 +506,8 @@ class _Residual(Batch):
     ) -> _Residual:
         """Project the sources out of the data, whitened by the diffuse noise.
 
-        The sources have the given fields on the panel, and their unknown positions count for each of the subcarriers in part.
+        ``on_panel`` are the fields of the sources (:func:`fields_on_panel`). Their unknown positions count
+        for each of the subcarriers in part.
         """
         H, y = recording.channel, recording.snapshots.to(torch.complex128)
         S, L, M = y.shape

@@ -120,10 +120,12 @@ def guess_noise(recording: Recording) -> Float[Tensor, "S"]:
     # Rows of noise and of the diffuse field, [S, 2, M], and their powers, [S, 1, 2].
     rows = torch.stack((torch.ones_like(level), level), dim=1)
     powers = torch.where(silent, 1, power / 2)[:, None, None].expand(-1, 1, 2)
+    columns = rows.mT
     for _ in range(_STEPS):
-        inverse = powers.bmm(rows).reciprocal()
-        ratio = (turned * inverse.square()).bmm(rows.mT) / inverse.bmm(rows.mT)
-        powers = powers * ratio.sqrt()
+        inverse = powers.bmm(rows).reciprocal_()
+        # Sums of turned / R^2 and of 1 / R over the outputs, for both levels.
+        sums = torch.cat((turned * inverse * inverse, inverse), dim=1).bmm(columns)
+        powers = powers * (sums[:, :1] / sums[:, 1:]).sqrt_()
     return torch.where(silent, 0, powers[:, 0, 0])
 
 
