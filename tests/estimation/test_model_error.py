@@ -9,10 +9,11 @@ import torch
 from rismusic import simulate
 from rismusic.array import steering
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
-from rismusic.estimation.maximum_likelihood import unpack
+from rismusic.estimation.maximum_likelihood import unpack, without_compiled_fits
 from rismusic.estimation.model_error import (
     _RATIOS,
     _explained,
+    _explained_at_most,
     _least_log_det,
     _most_explained,
     _panel_error,
@@ -152,6 +153,21 @@ def test_a_path_ends_where_the_wave_has_no_derivative():
     path = _Path(recording, positions, active, torch.zeros(4, dtype=torch.long))
     _, change = path._step(torch.zeros(4, 4, dtype=torch.float64), True)
     assert (change == 0).all()
+
+
+def test_the_compiled_bound_is_that_of_torch():
+    """W of full and of low rank, and a vector of zeros."""
+    pytest.importorskip("numba")
+    random = torch.Generator().manual_seed(3)
+    J = torch.randn(3, 40, 23, dtype=torch.complex64, generator=random)
+    J[1, 5:] = 0
+    z = torch.randn(3, 23, dtype=torch.complex64, generator=random)
+    z[2] = 0
+    W = J.mH @ J / 40
+    with without_compiled_fits():
+        expected = _explained_at_most(W, z)
+    torch.testing.assert_close(_explained_at_most(W, z), expected, rtol=1e-4, atol=1e-9)
+    assert (expected[:2] > 0).all()
 
 
 @pytest.mark.parametrize("error", [0.0, 0.3])
