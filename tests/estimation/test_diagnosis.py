@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_scenes import MODELS, make
 from rismusic import Panel, Recording, Sources, load_sample, locate, register_estimator, simulate
 from rismusic.array import steering
 from rismusic.estimation import diagnosis
@@ -217,6 +218,26 @@ def test_the_dense_operator_is_that_of_constant_symbols():
     torch.testing.assert_close(dense.link.matmul(A), made.link.matmul(A), rtol=1e-4, atol=1e-5)
     independent = simulate(scenes=1, sources=1, seed=4)
     assert with_dense_operator(independent) is independent
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_dense_operator_has_the_weights_of_the_samples(direct):
+    made = make(symbols="constant", weighted=True, direct=direct).stacked()
+    A = torch.randn(2, made.panel.size, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    dense = with_dense_operator(made)
+    torch.testing.assert_close(dense.link.matmul(A), made.link.matmul(A).reshape(2, 1, -1, 3))
+
+
+@pytest.mark.parametrize(
+    "unknowns", [("azimuth", "elevation", "range"), ("azimuth",)], ids=["all", "azimuth"]
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_tested_for_everything(model, unknowns, monkeypatch):
+    """Whatever these few samples are taken for, even the largest number of sources that they identify."""
+    monkeypatch.setattr(diagnosis, "_SUSPICIOUS", 1.5)
+    made = replace(make(**MODELS[model]), truth=None)
+    found = locate(made, method="omp", unknowns=unknowns)
+    assert len(found.status) == len(made)
 
 
 def test_a_wave_or_a_source_outside_is_found_for_other_symbols_and_frequencies():

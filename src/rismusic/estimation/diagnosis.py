@@ -1098,13 +1098,17 @@ def _unresolved(recording: Recording, estimate: Estimate) -> Iterator[Finding]:
 
 def _better_range(recording: Recording, estimate: Estimate, spec: LocateSpec) -> list[Finding]:
     """A sentence for each scene that other ranges than the one that is held explain better."""
-    some = (estimate.n_sources > 0).nonzero()[:, 0]
-    if "range" in spec.unknowns or len(some) == 0:
+    if "range" in spec.unknowns:
         return []
-    part, sources, unknowns = recording[some], estimate[some].sources, (*spec.unknowns, "range")
+    unknowns = (*spec.unknowns, "range")
+    volumes = [Volume.from_spec(one) for one in (spec, spec.replace(unknowns=unknowns))]
+    identified = most_sources(recording, volumes[1])  # fewer than with the range held
+    some = ((estimate.n_sources > 0) & (estimate.n_sources <= identified)).nonzero()[:, 0]
+    if len(some) == 0:
+        return []
+    part, sources = recording[some], estimate[some].sources
     held, free = (
-        nfmle(part, sources, Volume.from_spec(one), criterion=spec.criterion).neg_log_likelihood
-        for one in (spec, spec.replace(unknowns=unknowns))
+        nfmle(part, sources, volume, criterion=spec.criterion).neg_log_likelihood for volume in volumes
     )
     text = (
         "other ranges than the one that is held explain the data better (by {:.0f} nats): estimate the "

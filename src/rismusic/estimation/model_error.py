@@ -112,8 +112,10 @@ def with_dense_operator(recording: Recording) -> Recording:
     link = recording.link
     if not link.coherent:
         return recording
-    channel = link.dense()[..., 0, :, :]
-    return replace(recording, channel=channel, codes=channel.new_ones(1, channel.shape[-1]))
+    channel = link.dense()[..., 0, :, :]  # with the weights of the outputs
+    return replace(
+        recording, channel=channel, codes=channel.new_ones(1, channel.shape[-1]), sample_weights=None
+    )
 
 
 def model_error(
