@@ -146,8 +146,11 @@ class Link:
         if self.pilots is None:
             return self
         pilots = self.pilots[..., source, None]
-        codes = pilots if self.codes is None else self.codes * pilots
-        return replace(self, codes=codes, pilots=None)
+        if self.codes is not None:
+            pilots = self.codes * pilots
+        elif self.channel is not None:
+            pilots = pilots.expand(*pilots.shape[:-1], self.channel.shape[-1])
+        return replace(self, codes=pilots, pilots=None)
 
     def apply(self, field: Complex[Tensor, "... L N"]) -> Complex[Tensor, "... L M"]:
         """G_l x_l for a field x_l on the panel, one per snapshot: [..., L, N] to [..., L, M].

@@ -220,14 +220,6 @@ def test_the_dense_operator_is_that_of_constant_symbols():
     assert with_dense_operator(independent) is independent
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_the_dense_operator_has_the_weights_of_the_samples(direct):
-    made = make(symbols="constant", weighted=True, direct=direct).stacked()
-    A = torch.randn(2, made.panel.size, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
-    dense = with_dense_operator(made)
-    torch.testing.assert_close(dense.link.matmul(A), made.link.matmul(A).reshape(2, 1, -1, 3))
-
-
 @pytest.mark.parametrize(
     "unknowns", [("azimuth", "elevation", "range"), ("azimuth",)], ids=["all", "azimuth"]
 )

@@ -86,3 +86,13 @@ def test_number_of_sources_is_kept_in_the_order_of_the_scenes(pair):
 def test_no_calibration_of_the_panel_with_impulses(pair):
     with pytest.raises(InputError, match="impulsive noise"):
         locate(pair[0], n_sources=1, method="omp", noise="impulsive", panel_error=0.1)
+
+
+def test_samples_without_any_energy_have_finite_weights(pair):
+    """All of a scene, and more than half of one: the median of the powers is 0."""
+    _, clean = pair
+    silent = clean.snapshots.clone()
+    silent[0], silent[1, :, :7] = 0, 0
+    found = locate(blind(replace(clean, snapshots=silent)), method="omp", noise="impulsive")
+    assert found.n_sources[0] == 0
+    assert found.noise_variance[1:].isfinite().all()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from model_scenes import MODELS, make
 from rismusic.array import Panel, steering
 from rismusic.cli.locate import results_table
 from rismusic.crb import conditional_crb, recording_crb
@@ -265,3 +266,33 @@ def test_a_search_that_is_too_large_is_refused_before_the_models_are_compared(mo
     for settings in ({"symbols": "auto"}, {"wave": "auto"}):
         with pytest.raises(InputError, match="more than 16,777,216 points"):
             locate(recording, method="omp", azimuth_max_deg=180, **settings)
+
+
+@pytest.mark.parametrize("wave", ["fresnel", "spherical"])
+def test_waves_are_compared_with_the_sources_of_the_pilots(wave):
+    made = simulate(
+        scenes=3, sources=2, snr_db=25, seed=4, panel={**SMALL, "wave": wave}, scene={"symbols": "pilots"}
+    )
+    hidden = replace(made, truth=None, noise_variance=None, wave="spherical")
+    evidence = evidence_of_waves(hidden)
+    assert max(evidence, key=lambda name: evidence[name]) == wave
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("known, direct", {"noise": "per_output", "polish": False}),  # whitened, each with its own pilots
+        ("constant", {"method": "mvdr", "sources_max": 8}),  # more than the panel resolves
+        ("wideband, direct", {"method": "music", "sources_max": 8}),  # more than one subcarrier has snapshots
+        # One antenna identifies no source whose symbols are new in every snapshot.
+        ("known, one antenna", {"symbols": "independent", "method": "music", "wave": "fresnel"}),
+        # A panel error is not estimated beside weights.
+        ("weighted, constant, direct", {"symbols": "independent", "method": "hybrid", "range_max_m": 3.0}),
+    ],
+)
+def test_models_meet_settings_that_few_people_combine(model, settings):
+    """An unknown number of sources is never too large; nothing contradicts itself."""
+    made = replace(make(**MODELS[model]), truth=None)
+    for recording in (made, replace(made, noise_variance=None)):
+        found = locate(recording, **{"method": "omp", **settings})
+        assert len(found.status) == len(made)

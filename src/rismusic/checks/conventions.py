@@ -554,8 +554,8 @@ def best_change(
     stands_out = best.ratio - max([0.0, *others]) >= threshold
     if not stands_out or best.improved < 0.5 or best.left > MOST_LEFT:
         return None
-    close = [each for each in evidence if each in [best, *kin] and best.ratio - each.ratio < _TIE]
+    close = [each for each in evidence if each in [best, *kin] and each.ratio >= best.ratio - _TIE]
     best = close[0]
     kin = [each for each in ranked if each in [*kin, ranked[0]] and each is not best]
-    alike = tuple(each.change.name for each in kin if ranked[0].ratio - each.ratio < threshold)
+    alike = tuple(each.change.name for each in kin if each.ratio >= ranked[0].ratio - threshold)
     return WrongConvention(best.change, best.ratio, threshold, alike)

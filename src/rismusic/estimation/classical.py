@@ -159,8 +159,10 @@ def fit_unknown(recording: Recording, grid: SearchGrid, spec: LocateSpec) -> Sel
     most = min(spec.sources_max, most_sources(recording, grid.volume))
     if spec.method in STRATEGIES:
         return _search_unknown(recording, grid, most, strategy_of(spec))
+    most = min(most, recording.panel.size - 1)
     if spectrum_method(spec.method).subspace:
-        most = min(most, recording.snapshots.shape[1])  # the rank of R_samp
+        # The rank of R_samp; that of coherent symbols is 1 beside a panel error.
+        most = min(most, recording.snapshots.shape[1], recording.subcarrier().snapshots.shape[1])
 
     def fit(some: Int64[Tensor, "_"], count: int) -> tuple[Fit, Float[Tensor, "_"]]:
         part = recording[some]
@@ -210,7 +212,8 @@ def fit_known_symbols(recording: Recording, n_sources: NSources, grid: SearchGri
     S, K = len(recording), pilots.shape[-1]
     given = None if isinstance(n_sources, str) else torch.as_tensor(n_sources)
     if given is not None and bool((given != K).any()):
-        raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {n_sources}")
+        other = int(given[given != K].flatten()[0])
+        raise InputError("sources", f"must be the number of pilots, {K}, or auto; got {other}")
     check_fit(recording, torch.full((S,), K, device=recording.snapshots.device), grid.volume)
     fits = []
     for block, dictionary in _search_blocks(recording, grid):

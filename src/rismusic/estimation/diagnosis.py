@@ -728,6 +728,8 @@ def _may_gain_elsewhere(
     without = torch.eye(K + 1, K, dtype=torch.bool, device=active.device)
     one_more = active.sum(1, keepdim=True) < most_sources(recording, grid.volume)
     scenes, which = torch.cat((active, one_more), dim=1).nonzero().unbind(-1)
+    if len(scenes) == 0:  # not even one source can be identified
+        return torch.zeros_like(evidence, dtype=torch.bool)
     kept, others = active[scenes] & ~without[which], positions[scenes]
     assert estimate.sources.power is not None
     power = torch.where(active, estimate.sources.power, 0).double()[scenes]

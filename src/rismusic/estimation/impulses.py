@@ -44,6 +44,7 @@ from rismusic.spec import LocateSpec
 _RATIO, _MOST, _LEAST = 10.0, 0.3, 1e-3
 # Steps of EM, the change of a probability at which it ends, and fits of a scene.
 _STEPS, _SETTLED, _ROUNDS = 100, 1e-3, 8
+_ROUNDING = 1e-16  # least noise variance over the mean power of the samples
 # A scene is done when no weight changes by more than this share: a small weight counts with a large residual.
 _SAME = 0.1
 
@@ -116,10 +117,12 @@ def _impulses(
 ) -> tuple[Float[Tensor, "S L M"], Float[Tensor, "S"]]:
     r"""Probability of an impulse in each sample, and :math:`\sigma^2 / \tau`."""
     size = y[0].numel()
-    prior = torch.diag_embed(1 / power).to(C.dtype)[:, None]
     tiny = torch.finfo(torch.float64).tiny
+    prior = torch.diag_embed(1 / power.clamp_min(tiny)).to(C.dtype)[:, None]
     energy = torch.view_as_real(y).square().sum(-1)
-    noise = energy.flatten(1).median(1).values.clamp_min(tiny)
+    mean = energy.mean((1, 2))
+    floor = torch.where(mean > 0, _ROUNDING * mean, 1.0)
+    noise = torch.maximum(energy.flatten(1).median(1).values, floor)
     impulse = (energy.flatten(1).amax(1)).clamp_min(_RATIO * noise)
     share = torch.full_like(noise, 0.1)
     gamma = torch.zeros_like(energy)
@@ -136,7 +139,7 @@ def _impulses(
         log_odds = (share / (1 - share))[:, None, None].log() + (a / b).log() + energy * (1 / a - 1 / b)
         old, gamma = gamma, log_odds.sigmoid()
         total = gamma.sum((1, 2))
-        noise = (((1 - gamma) * energy).sum((1, 2)) / (size - total)).clamp_min(tiny)
+        noise = torch.maximum(((1 - gamma) * energy).sum((1, 2)) / (size - total), floor)
         impulse = torch.maximum((gamma * energy).sum((1, 2)) / total.clamp_min(tiny), _RATIO * noise)
         share = (total / size).clamp(_LEAST, _MOST)
         weights = 1 - gamma + gamma * (noise / impulse)[:, None, None]

@@ -95,13 +95,14 @@ class ModelError(Batch):
 
 
 def can_err(recording: Recording) -> bool:
-    """Whether a model error can be estimated: unknown symbols, not too many elements or outputs.
+    """Whether a model error can be estimated: unknown symbols, no weights, not too many elements or outputs.
 
     On several subcarriers the symbols have to be independent.
     """
     narrowband = recording.frequencies is None
     return (
         recording.symbols in (("independent", "correlated", "constant") if narrowband else ("independent",))
+        and recording.sample_weights is None
         and recording.panel.size <= MAX_ELEMENTS
         and recording.snapshots.shape[-1] <= _MAX_OUTPUTS
     )
@@ -112,10 +113,8 @@ def with_dense_operator(recording: Recording) -> Recording:
     link = recording.link
     if not link.coherent:
         return recording
-    channel = link.dense()[..., 0, :, :]  # with the weights of the outputs
-    return replace(
-        recording, channel=channel, codes=channel.new_ones(1, channel.shape[-1]), sample_weights=None
-    )
+    channel = link.dense()[..., 0, :, :]
+    return replace(recording, channel=channel, codes=channel.new_ones(1, channel.shape[-1]))
 
 
 def model_error(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rismusic.array import WAVES, Panel, check_azimuth_limit, steering
 from rismusic.errors import InputError
-from rismusic.estimation.classical import fit_known
+from rismusic.estimation.classical import fit_known, fit_known_symbols
 from rismusic.estimation.goodness_of_fit import SIGNIFICANCE, Projection
 from rismusic.estimation.grid import Volume, searched_grid
 from rismusic.estimation.likelihood import sufficient_statistics, symbols
@@ -219,9 +219,12 @@ def _some_scenes(recording: Recording) -> Recording:
 
 
 def _evidence(recording: Recording, spec: LocateSpec) -> Float[Tensor, "S"]:
-    """Log evidence of the most probable number of sources, 0 to 3."""
+    """Log evidence of the most probable number of sources, 0 to 3, or that of the pilots."""
     quick = spec.replace(**_QUICK)
     grid = searched_grid(recording, quick)
+    if recording.link.pilots is not None:  # which tell the number
+        fit = fit_known_symbols(recording, "auto", grid, quick)
+        return log_evidence(recording, fit, grid.volume)
     values = []
     for count in range(min(_SOURCES, most_sources(recording, grid.volume), spec.sources_max) + 1):
         number = torch.full((len(recording),), count, device=recording.snapshots.device)
