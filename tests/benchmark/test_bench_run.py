@@ -244,6 +244,16 @@ def test_kill_in_mid_run_and_resume(whole, tmp_path, monkeypatch):
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
+def test_a_table_that_cannot_be_replaced_is_refused_before_damaged_parts_are_made_again(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "bench")
+    part = min(folder.glob("parts/*/*/0*.npz"))
+    part.write_bytes(part.read_bytes()[:100])
+    (folder / "timings.csv").chmod(0o400)
+    with pytest.raises(InputError, match=r"timings\.csv: is read-only"):
+        bench(SPEC, out=folder, resume=True, workers=1)
+    assert part.stat().st_size == 100
+
+
 def test_a_fallback_is_not_measured_in_the_name_of_weights(tmp_path):
     with pytest.raises(InputError, match=r"locate\.weights: the hybrid method needs weights, and 'no"):
         bench(SPEC, methods=("hybrid",), locate={"weights": "nothing"}, out=tmp_path / "bench", workers=1)

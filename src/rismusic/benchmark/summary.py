@@ -38,8 +38,10 @@ from jaxtyping import Float
 from rismusic.batch import same_width
 from rismusic.benchmark.spec import (
     NONE,
+    RESULTS,
     SCENES,
     STARTS,
+    TIMINGS,
     BenchSpec,
     Cell,
     Method,
@@ -97,6 +99,8 @@ class Store:
                 if given[name] != kept[name]:
                     held = f"must be {kept[name]!r} as in {self.folder / SETTINGS}"
                     raise InputError(name, f"{held}; got {given[name]!r}")
+            for name in (RESULTS, TIMINGS):  # before parts that are damaged are made again
+                check_output(self.folder / name, overwrite=True)
             return
         if not is_vacant(self.folder):
             raise InputError(str(self.folder), "not an empty folder; choose a new one for the benchmark")
