@@ -509,11 +509,10 @@ def _weighed(
     # First the strongest of the sources, which come in order of power, at the positions that they have. If
     # one less is negligible, so are fewer, whose fields are those of some of them.
     missing = count[:, None] - numbers
-    for some in missing.abs() <= 1, missing > 1:
+    for some in (missing == 0) | (missing == 1), missing > 1:
         one_less = torch.maximum(evidence.none, evidence.error).masked_fill(missing != 1, -math.inf).amax(1)
         negligible = evidence.none.amax(1) - one_less > _NEGLIGIBLE_NATS  # false before the first pass
-        tried = some & (missing >= 0) & ~negligible[:, None]
-        scenes, kept = tried.nonzero().unbind(-1)
+        scenes, kept = (some & ~negligible[:, None]).nonzero().unbind(-1)
         if len(scenes):
             evidence.put(scenes, kept, recording[scenes], _strongest(estimate[scenes], kept), volume)
     plain = evidence.none.gather(1, count[:, None])[:, 0]
