@@ -21,6 +21,7 @@ from rismusic.checks.conventions import (
     scaled_to,
 )
 from rismusic.checks.fits import BlindFit
+from rismusic.checks.recording import check
 from rismusic.estimation.grid import SearchGrid, Volume
 from rismusic.io import read
 from rismusic.simulation.simulator import simulate
@@ -200,3 +201,17 @@ def test_large_grids_of_the_forms_are_not_kept(memory_budget):
     memory_budget(2**20)
     form = blindfit._Form(form.recording)
     assert form._grid() is not form._grid()
+
+
+@pytest.mark.parametrize(("antennas", "sources"), [(1, 1), (2, 2)])
+def test_pilots_of_more_sources_than_the_samples_identify_are_not_fitted(antennas, sources):
+    made = simulate(
+        scenes=2,
+        sources=sources,
+        panel={"rows": 4, "columns": 4},
+        channel={"antennas": antennas},
+        codebook={"snapshots": 1},
+        scene={"symbols": "pilots"},
+    )
+    report = check(replace(made, truth=None))
+    assert report.facts["conventions"].endswith("too few samples for the sources of the pilots)")

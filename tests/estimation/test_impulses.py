@@ -88,6 +88,25 @@ def test_no_calibration_of_the_panel_with_impulses(pair):
         locate(pair[0], n_sources=1, method="omp", noise="impulsive", panel_error=0.1)
 
 
+def test_impulses_on_subcarriers_of_an_array_without_a_ris():
+    """Constant symbols: each subcarrier has weights of its own."""
+    made = simulate(
+        scenes=2,
+        sources=1,
+        snr_db=20.0,
+        seed=1,
+        panel={"rows": 4, "columns": 4},
+        channel={"kind": "direct"},
+        codebook={"snapshots": 4},
+        scene={"symbols": "constant"},
+        wideband={"subcarriers": 3, "bandwidth_hz": 20e6},
+        impulses={"fraction": 0.03, "power_db": 30.0},
+    )
+    found = locate(blind(made), method="omp", noise="impulsive")
+    assert match(found.sources, made.truth).hit.sum(1).tolist() == [1, 1]
+    assert (found.impulses > 0).all()
+
+
 def test_samples_without_any_energy_have_finite_weights(pair):
     """All of a scene, and more than half of one: the median of the powers is 0."""
     _, clean = pair

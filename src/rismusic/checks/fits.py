@@ -205,9 +205,14 @@ class BlindFit:
         return math.log(max(1, len(self._changed)) / _CHANCE)
 
     @property
-    def feasible(self) -> bool:
-        """Whether the search is fast enough under every form."""
-        return all(form.size <= _LARGEST for form in (self._recorded, *self._changed.values()))
+    def obstacle(self) -> str | None:
+        """Why there is no search; none if it is possible and fast enough under every form."""
+        forms = (self._recorded, *self._changed.values())
+        if any(form.size > _LARGEST for form in forms):
+            return "a panel too large for quick fits"
+        if not all(identify_pilots(form.recording, form.settings) for form in forms):
+            return "too few samples for the sources of the pilots"
+        return None
 
     def search(self) -> WrongConvention | None:
         """Use scenes until one change is accepted, all are rejected, or the budget is spent."""
@@ -258,6 +263,13 @@ class BlindFit:
             self._scenes_used[change] += len(gain)
             if self._ratio[change] < -self.threshold:
                 self._open.remove(change)
+
+
+def identify_pilots(recording: Recording, settings: LocateSpec) -> bool:
+    """Whether the data identify the sources of the pilots; true without pilots."""
+    part = as_fitted(recording[:1])
+    pilots = part.link.pilots
+    return pilots is None or pilots.shape[-1] <= most_sources(part, Volume.from_spec(settings))
 
 
 class _Form:

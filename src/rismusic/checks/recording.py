@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rismusic.array import SPEED_OF_LIGHT, Panel, to_db
 from rismusic.checks.conventions import MODELS, MOST_LEFT, WrongConvention
-from rismusic.checks.fits import BlindFit, TruthFit
+from rismusic.checks.fits import BlindFit, TruthFit, identify_pilots
 from rismusic.estimation.classical import ClassicalEstimator
 from rismusic.estimation.diagnosis import diagnosed
 from rismusic.estimation.estimate import Estimate, Note
@@ -27,8 +27,9 @@ from rismusic.io import Recording, check_recording, open_recording, validate
 from rismusic.spec import LocateSpec
 from rismusic.text import counted
 
-# Scenes that are located. Singular values of the channel, relative to the largest, that count as none.
-_LOCATED, _NEGLIGIBLE = 4, 1e-3
+# Settings with which scenes are located, and how many. Singular values of the channel, relative to the
+# largest, that count as none.
+_SETTINGS, _LOCATED, _NEGLIGIBLE = LocateSpec(method="omp"), 4, 1e-3
 # Fewer numbers do not tell the noise variance well enough.
 _NUMBERS_FOR_NOISE = 400
 # Power of the mean snapshot times their number, relative to their power, that chance does not reach.
@@ -233,17 +234,22 @@ def _check(
         conventions = f"tried on the truth of {counted(statistics.truth.scenes, 'scene')}"
     elif fit and first is not None:
         search = BlindFit(first)
-        if search.feasible:
+        obstacle = search.obstacle
+        if obstacle is None:
             wrong = _wrong_conventions(_name_without_truth, search.search(), first)
             conventions = f"tried by fits to {counted(search.scenes, 'scene')}"
         else:
-            conventions = "not tried (no truth, and a panel too large for quick fits)"
+            conventions = f"not tried (no truth, and {obstacle})"
     of_panel = _panel_values(panel)
     values = {**statistics.values(), **of_panel}
     departures = []
     form = None if first is None else _corrected(first, wrong)
     # Known symbols are tested against free ones.
-    if fit and form is not None and (form.pilots is not None or can_err(form.stacked())):
+    if (
+        fit
+        and form is not None
+        and (can_err(form.stacked()) if form.pilots is None else identify_pilots(form, _SETTINGS))
+    ):
         located = _located(form)
         departures = _departures(located)
         if not departures and not values.get("noise_too_loud"):
@@ -268,8 +274,8 @@ def _check(
 def _located(recording: Recording) -> Estimate:
     """The sources of the first scenes and the noise beside them, whatever noise is recorded."""
     part = replace(recording[:_LOCATED], truth=None, noise_variance=None)
-    spec = LocateSpec(method="omp")
-    return diagnosed(part, ClassicalEstimator(spec)(part, "auto"), "auto", ClassicalEstimator, spec)
+    estimate = ClassicalEstimator(_SETTINGS)(part, "auto")
+    return diagnosed(part, estimate, "auto", ClassicalEstimator, _SETTINGS)
 
 
 def _noise_factor(recording: Recording, estimate: Estimate) -> float:
@@ -318,7 +324,7 @@ def _name_with_truth(recording: Recording) -> WrongConvention | None:
 
 def _name_without_truth(recording: Recording) -> WrongConvention | None:
     search = BlindFit(recording)
-    return search.search() if search.feasible else None
+    return search.search() if search.obstacle is None else None
 
 
 def _corrected(recording: Recording, wrong: list[WrongConvention]) -> Recording | None:

@@ -159,10 +159,11 @@ class Strongest(Batch):
         """
         if link.coherent and link.channel is None and link.codes is not None:
             # Snapshots of the panel itself: no direction is stronger than another.
-            gain = link.codes.abs().square()
-            gain = gain if link.weights is None else gain * link.weights.square()
-            total = scenes_first(gain.mean(-1).sum(-1, keepdim=True), 1).float()
-            return cls(None, total[..., None].repeat(1, link.subcarriers, 1))
+            gain, F = link.codes.abs().square().unsqueeze(-3), link.subcarriers  # [..., 1, L, N]
+            if link.weights is not None:
+                gain = gain * link.weights.square().unflatten(-2, (F, -1))  # [..., F, L, N]
+            total = scenes_first(gain.mean(-1).sum(-1), 1).float()
+            return cls(None, total[..., None].repeat(1, F // total.shape[1], 1))
         if link.coherent:
             F, G = link.subcarriers, link.dense()  # [..., F, LM, N]
             return cls.of(Link(G if F > 1 else G.squeeze(-3), subcarriers=F), size, dominance)
