@@ -267,6 +267,8 @@ class BlindFit:
 
 def identify_pilots(recording: Recording, settings: LocateSpec) -> bool:
     """Whether the data identify the sources of the pilots; true without pilots."""
+    if recording.pilots is None:
+        return True
     part = as_fitted(recording[:1])
     pilots = part.link.pilots
     return pilots is None or pilots.shape[-1] <= most_sources(part, Volume.from_spec(settings))

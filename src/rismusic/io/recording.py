@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from rismusic.array import SPEED_OF_LIGHT, ArrayLike, Panel, dtype_name, to_tensor
-from rismusic.batch import concatenate
+from rismusic.batch import concatenate, takes_all
 from rismusic.errors import InputError
 from rismusic.io.schema import (
     FIELDS,
@@ -416,11 +416,7 @@ class Recording:
             TypeError: an index of another type.
         """
         index = scene_index(scenes, len(self), self.snapshots.device)
-        if isinstance(index, slice):
-            whole = index.indices(len(self)) == (0, len(self), 1)
-        else:
-            whole = len(self) == len(index) == 1
-        if whole:
+        if takes_all(index, len(self)):
             return self
         part = self._each(lambda name, value: value[index] if self._per_scene(name, value) else value)
         if part.elements is self.elements and "panel" in vars(self):
