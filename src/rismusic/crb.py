@@ -244,7 +244,6 @@ def _unconditional_information(
     compute = fisher_information if source_covariance is None else correlated_information
 
     def information(block: slice, fields: Tensor, active: Tensor) -> Tensor:
-        K = active.shape[-1]
         J = compute(
             fields.mH @ fields,
             P[block],
@@ -252,11 +251,7 @@ def _unconditional_information(
             antennas=fields.shape[-2],
             repeats=repeats if fields.shape[1] == 1 else 1,
         )
-        coordinates = torch.arange(3 * K, device=J.device).view(K, 3)[:, which].flatten()
-        order = torch.cat((coordinates, torch.arange(3 * K, J.shape[-1], device=J.device)))
-        pairs = active[:, :0] if source_covariance is None else pair_active(active)
-        nuisance_active = torch.cat((active, pairs, active.new_ones(len(active), 1)), dim=1)
-        return marginal_information(J[:, order[:, None], order], len(coordinates), nuisance_active)
+        return _marginal(J, active, which, None if source_covariance is None else pair_active(active))
 
     return information
 
@@ -499,28 +494,9 @@ class _Problem:
 
     def bound(self, information: _Information, which: list[int]) -> Bound:
         """Bound from the inverse Fisher information of each block of scenes."""
-        scenes, K = self.active.shape
-        width = len(which)
-        full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=self.active.device)
-        kept = torch.tensor(which, device=full.device)
-        for block, active, J, alone in self.in_blocks(information):
-            alone = alone[..., kept[:, None], kept]
-            held = (active[..., None] & ~identifiable(alone)).flatten(1)
-            covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
-            covariance = covariance.reshape(-1, K, width, K, width)
-            full[block, :, kept[:, None], :, kept[None, :]] = covariance.permute(2, 4, 0, 1, 3)
-        # The information is that on 1 / r, which stays finite for a source at infinity.
-        inverse_range_std = full[:, :, 2, :, 2].diagonal(dim1=-2, dim2=-1).sqrt().reshape(self.range.shape)
-        jacobian = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
-        jacobian[..., 2] = -self.positions[2].square()
-        jacobian = jacobian.flatten(1)
-        product = full.view(scenes, 3 * K, 3 * K) * jacobian[:, :, None] * jacobian[:, None, :]
-        # At infinity nothing is known of the range, which does not vary with the other coordinates.
-        far = jacobian.isinf()
-        product = torch.where(far[:, :, None] | far[:, None, :], 0, product)
-        product = product + torch.diag_embed(torch.where(far, torch.inf, 0))
-        full = torch.where(full.isnan(), full, product.view_as(full))
-        return Bound(full.reshape(*self.batch, K, 3, K, 3), self.range, inverse_range_std)
+        parts = [(J, alone) for _, _, J, alone in self.in_blocks(information)]
+        J, alone = (torch.cat(part) for part in zip(*parts, strict=True))
+        return _bound(J, alone, self.active, self.range, which)
 
     def in_blocks(self, information: _Information) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Blocks of scenes with their active sources, information, and information on each source alone."""
@@ -535,7 +511,58 @@ class _Problem:
             active = self.active[block]
             A, D = A * active[:, None], D * active[:, None, :, None]
             columns = self.link[block].matmul(torch.cat((A, D.flatten(-2)), dim=-1))
-            yield block, active, information(block, columns, active), _alone(columns)
+            yield block, active, information(block, columns, active), information_alone(columns)
+
+
+def _bound(J: Tensor, alone: Tensor, active: Tensor, range: Tensor, which: list[int]) -> Bound:
+    """Bound from the information on the coordinates ``which``, and that on each source alone, of S scenes."""
+    (scenes, K), width = active.shape, len(which)
+    full = torch.full((scenes, K, 3, K, 3), torch.nan, dtype=torch.float64, device=active.device)
+    kept = torch.tensor(which, device=full.device)
+    held = (active[..., None] & ~identifiable(alone[..., kept[:, None], kept])).flatten(1)
+    covariance = _inverse(J, active.repeat_interleave(width, dim=1), held)
+    covariance = covariance.reshape(-1, K, width, K, width)
+    full[:, :, kept[:, None], :, kept[None, :]] = covariance.permute(2, 4, 0, 1, 3)
+    # The information is that on 1 / r, which stays finite for a source at infinity.
+    inverse_range_std = full[:, :, 2, :, 2].diagonal(dim1=-2, dim2=-1).sqrt().reshape(range.shape)
+    jacobian = torch.ones(scenes, K, 3, dtype=torch.float64, device=full.device)
+    jacobian[..., 2] = -torch.where(active, range.reshape(scenes, K), 1).square()
+    jacobian = jacobian.flatten(1)
+    product = full.view(scenes, 3 * K, 3 * K) * jacobian[:, :, None] * jacobian[:, None, :]
+    # At infinity nothing is known of the range, which does not vary with the other coordinates.
+    far = jacobian.isinf()
+    product = torch.where(far[:, :, None] | far[:, None, :], 0, product)
+    product = product + torch.diag_embed(torch.where(far, torch.inf, 0))
+    full = torch.where(full.isnan(), full, product.view_as(full))
+    return Bound(full.reshape(*range.shape[:-1], K, 3, K, 3), range, inverse_range_std)
+
+
+def bound_from_information(
+    J: Float[Tensor, "S U U"],
+    alone: Float[Tensor, "S K 3 3"],
+    sources: Sources,
+    unknowns: Sequence[Unknown] = POSITION,
+) -> Bound:
+    """The bound of :func:`unconditional_crb` for uncorrelated sources [S, K], from the Fisher information.
+
+    Args:
+        J: :func:`~rismusic.estimation.likelihood.fisher_information` at the sources.
+        alone: information on each source alone; see :func:`information_alone`.
+        sources: positions, NaN in unused slots.
+        unknowns: coordinates that are estimated; the others are known.
+    """
+    which, active = _coordinates(unknowns), sources.active
+    return _bound(_marginal(J, active, which), alone, active, sources.range.double(), which)
+
+
+def _marginal(J: Tensor, active: Tensor, which: list[int], pairs: Tensor | None = None) -> Tensor:
+    """Information on some coordinates from that on all unknowns, some of them of pairs of sources."""
+    K = active.shape[-1]
+    coordinates = torch.arange(3 * K, device=J.device).view(K, 3)[:, which].flatten()
+    order = torch.cat((coordinates, torch.arange(3 * K, J.shape[-1], device=J.device)))
+    pairs = active[:, :0] if pairs is None else pairs
+    nuisance_active = torch.cat((active, pairs, active.new_ones(len(active), 1)), dim=1)
+    return marginal_information(J[:, order[:, None], order], len(coordinates), nuisance_active)
 
 
 def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
@@ -546,8 +573,11 @@ def _coordinates(unknowns: Sequence[Unknown]) -> list[int]:
     return [i for i, name in enumerate(POSITION) if name in unknowns]
 
 
-def _alone(columns: Complex[Tensor, "S L M _"]) -> Float[Tensor, "S K 3 3"]:
-    """Information on the coordinates of each source without the others, for unit symbols and noise."""
+def information_alone(columns: Complex[Tensor, "S L M _"]) -> Float[Tensor, "S K 3 3"]:
+    """Information on the coordinates of each source without the others, for unit symbols and noise.
+
+    The columns are G_l A and its derivatives, those of each source together.
+    """
     K = columns.shape[-1] // 4
     C, B = columns[..., :K].movedim(-1, -2), columns[..., K:].unflatten(-1, (K, 3)).movedim(-2, -3)
     C = C[..., None]  # [S, L, K, M, 1], B [S, L, K, M, 3]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import dense
@@ -14,9 +14,10 @@ import torch
 import model_scenes
 from model_scenes import MODELS
 from rismusic.array import WAVES
-from rismusic.crb import recording_crb
+from rismusic.crb import POSITION, recording_crb
 from rismusic.errors import InputError
 from rismusic.estimation import maximum_likelihood as module
+from rismusic.estimation.estimate import _bound
 from rismusic.estimation.grid import Volume
 from rismusic.estimation.levenberg_marquardt import FitOptions
 from rismusic.estimation.likelihood import residual_energy, sufficient_statistics, symbols, unconditional
@@ -24,6 +25,7 @@ from rismusic.estimation.maximum_likelihood import fit_power_noise, pack, refine
 from rismusic.estimation.model_error import _dispersion, _linear_motion, spread_gain
 from rismusic.estimation.search import CandidateSearch, likelihood_gain, project_out
 from rismusic.estimation.spectra import NewtonOptions, Spectrum, newton
+from rismusic.spec import LocateSpec
 
 kernel = pytest.importorskip("rismusic.estimation.fit_kernel", exc_type=ImportError)
 
@@ -149,7 +151,7 @@ def test_symbols_cost_and_information(system, generator):
     torch.testing.assert_close(cost, residual_energy(at, s), rtol=1e-8, atol=0)
     power, noise = fit_power_noise(recording, positions, active)
     J = unconditional(at, power, noise)[2]
-    own = kernel.information(recording, positions, active, power, noise)
+    own, _ = kernel.information(recording, positions, active, power, noise)
     torch.testing.assert_close(own, J, rtol=1e-6, atol=1e-8 * float(J.abs().max()))
 
 
@@ -299,8 +301,34 @@ def test_statistics_of_every_signal_model(name, generator):
     found, cost = kernel.least_squares(recording, positions, active)
     torch.testing.assert_close(found, s.mT, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(cost, residual_energy(at, s), rtol=1e-8, atol=0)
-    own = kernel.information(recording, positions, active, power, noise)
+    own, _ = kernel.information(recording, positions, active, power, noise)
     torch.testing.assert_close(own, J, rtol=1e-6, atol=1e-8 * float(J.abs().max()))
+
+
+@pytest.mark.parametrize("unknowns", [POSITION, ("azimuth",)])
+@pytest.mark.parametrize("name", COVERED)
+def test_bound_of_every_signal_model(name, unknowns, generator):
+    """In double precision also for single-precision snapshots; the first source of the second scene alone."""
+    recording, positions, active = model_case(name, generator, 0.01)
+    parts = {part.name: getattr(recording, part.name) for part in fields(recording)}
+    single = {key: value for key, value in parts.items() if torch.is_tensor(value) and value.is_complex()}
+    recording = replace(recording, **{key: value.to(torch.complex64) for key, value in single.items()})
+    active = active.flip(1)
+    power, noise = fit_power_noise(recording, positions, active)
+    sources = replace(pack(positions, active), power=torch.where(active, power, math.nan))
+    spec = LocateSpec(unknowns=unknowns)
+    compiled = _bound(recording, sources, noise, spec)
+    with module.without_compiled_fits():
+        expected = _bound(recording, sources, noise, spec)
+    assert bool((expected.std[..., 0] > 0).any())
+    torch.testing.assert_close(compiled.std, expected.std, rtol=1e-8, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        compiled.inverse_range_std, expected.inverse_range_std, rtol=1e-8, atol=0, equal_nan=True
+    )
+    scale = expected.std[..., None, None] * expected.std[..., None, None, :, :]
+    torch.testing.assert_close(
+        compiled.covariance / scale, expected.covariance / scale, rtol=0, atol=1e-8, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -16,11 +16,17 @@ from torch.nn.functional import pad
 
 from rismusic.array import to_db
 from rismusic.batch import Batch, concatenate, takes_all
-from rismusic.crb import POSITION, unconditional_crb
+from rismusic.crb import POSITION, Bound, bound_from_information, unconditional_crb
 from rismusic.errors import InputError, check_choice, not_installed, refuse_old_names
 from rismusic.estimation.goodness_of_fit import goodness_of_fit
 from rismusic.estimation.grid import Volume
-from rismusic.estimation.maximum_likelihood import Fit, complete_fit, source_covariance_at, unpack
+from rismusic.estimation.maximum_likelihood import (
+    Fit,
+    complete_fit,
+    kernel_for,
+    source_covariance_at,
+    unpack,
+)
 from rismusic.estimation.table import Position, columns_of, position_rows, scene_records
 from rismusic.files import write_text
 from rismusic.io import Recording
@@ -444,19 +450,7 @@ def from_fit(
     if recording.link.pilots is not None:  # source k is the one of pilot k
         order = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     found = found.reordered(order)
-    # With fitted symbols, which are noisy, the conditional bound would be too small.
-    L, P = recording.snapshots.shape[-2], None
-    if recording.symbols == "correlated":
-        P = source_covariance_at(recording, *unpack(found, recording))
-    bound = unconditional_crb(
-        recording.panel,
-        recording.link,
-        found,
-        fit.noise_variance,
-        snapshots=L,
-        unknowns=spec.unknowns,
-        source_covariance=P,
-    )
+    bound = _bound(recording, found, fit.noise_variance, spec)
     spread = _noise_spread(recording, found.active, volume)
     covariance = without_held(bound.per_source * spread[:, None, None, None], found.active, spec)
     std = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
@@ -482,6 +476,29 @@ def from_fit(
         method=[spec.method] * len(recording),
         pose=getattr(recording, "pose", None),
         inverse_range_std=bound.inverse_range_std * spread.sqrt()[:, None],
+    )
+
+
+def _bound(recording: Recording, found: Sources, noise_variance: Tensor, spec: LocateSpec) -> Bound:
+    """The unconditional bound; the conditional one of fitted, and so noisy, symbols would be too small."""
+    kernel, P = kernel_for(recording), None
+    if recording.symbols == "correlated":
+        P = source_covariance_at(recording, *unpack(found, recording))
+    elif kernel is not None:
+        assert found.power is not None
+        exact = replace(recording, snapshots=recording.snapshots.to(torch.complex128))
+        positions, active = unpack(found, recording)
+        power = torch.where(active, found.power, 0)
+        J, alone = kernel.information(exact, positions, active, power, noise_variance)
+        return bound_from_information(J, alone, found, spec.unknowns)
+    return unconditional_crb(
+        recording.panel,
+        recording.link,
+        found,
+        noise_variance,
+        snapshots=recording.snapshots.shape[-2],
+        unknowns=spec.unknowns,
+        source_covariance=P,
     )
 
 

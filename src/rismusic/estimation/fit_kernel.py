@@ -1050,14 +1050,14 @@ def _fit(first, last, mode, recording, panel_form, problems, box, rules, options
 
 
 def _summarise(first, last, recording, panel_form, problems, rules, levels, out):
-    """Symbols and cost, or the information, of the problems ``first`` to ``last`` - 1.
+    """Symbols and cost, or the Fisher information, of the problems ``first`` to ``last`` - 1.
 
     See :func:`least_squares` and :func:`information`.
     """
     snapshots, matrices = recording[0], recording[8]
     scenes, positions, active = problems
     power, noise = levels
-    out_symbols, out_cost, out_information = out
+    out_symbols, out_cost, out_information, out_alone = out
     L, M = snapshots.shape[1], snapshots.shape[2]
     slopes = len(noise) > 0
     for p in range(first, last):
@@ -1090,6 +1090,15 @@ def _summarise(first, last, recording, panel_form, problems, rules, levels, out)
         for i in range(U):
             for j in range(U):
                 out_information[p, place[i], place[j]] = J[i, j]
+        (re, im), _, _ = stats
+        for k in range(K):
+            for i in range(3):
+                for j in range(3):
+                    a, b, total = K + 3 * k + i, K + 3 * k + j, 0.0
+                    for t in range(matrices):
+                        across = re[k, a, t] * re[k, b, t] + im[k, a, t] * im[k, b, t]
+                        total += re[a, b, t] - across / max(re[k, k, t], rules[1][1])
+                    out_alone[p, which[k], i, j] = total
 
 
 def _disperse(first, last, recording, panel_form, problems, rules, spreads, out):
@@ -1458,9 +1467,13 @@ def information(
     active: Bool[Tensor, "S K"],
     power: Float[Tensor, "S K"],
     noise_variance: Float[Tensor, "S"],
-) -> Float[Tensor, "S U U"]:
-    """Fisher information of :func:`rismusic.estimation.likelihood.unconditional`; 0 without a source."""
-    return _summary(recording, positions, active, (power, noise_variance))[2]
+) -> tuple[Float[Tensor, "S U U"], Float[Tensor, "S K 3 3"]]:
+    """Fisher information of :func:`rismusic.estimation.likelihood.unconditional`, and on each source alone.
+
+    The second is :func:`rismusic.crb.information_alone`. Both are 0 without a source.
+    """
+    _, _, J, alone = _summary(recording, positions, active, (power, noise_variance))
+    return J, alone
 
 
 def climb(
@@ -1546,7 +1559,7 @@ def dispersion(
 
 def _summary(
     recording: Recording, positions: Tensor, active: Tensor, levels: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     data, form = _recorded(recording, active.shape[1])
     real, (P, K) = torch.float64, active.shape
     problems = (np.arange(P), _numbers(positions, 3, real), _numbers(active, 2, torch.bool))
@@ -1556,11 +1569,12 @@ def _summary(
         np.zeros((P, K, 0 if U else recording.snapshots.shape[1]), np.complex128),
         np.empty(P),
         np.zeros((P, U, U)),
+        np.zeros((P, K if U else 0, 3, 3)),
     )
     levels_given = (_numbers(power, 2, real), _numbers(noise, 1, real))
     call(_summarise, P, (data, form, problems, _rules(), levels_given, out))
-    symbols, cost, J = (torch.from_numpy(part) for part in out)
-    return symbols, cost, J
+    symbols, cost, J, alone = (torch.from_numpy(part) for part in out)
+    return symbols, cost, J, alone
 
 
 def _rules() -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -175,7 +175,7 @@ def log_evidence(
         part, x, there, w = recording[block], positions[block], active[block], width[block]
         noise = fit.noise_variance[block]
         if kernel is not None:
-            J = kernel.information(part, x, there, power[block], noise)
+            J, _ = kernel.information(part, x, there, power[block], noise)
         else:
             at = sufficient_statistics(part, x, there, derivatives=True)
             if recording.symbols == "correlated":
